@@ -1,0 +1,11 @@
+//! Build script shared by every crate that links libtorch: writes libtorch's folder into the rpath of its binaries and
+//! tests, so that nobody has to export LD_LIBRARY_PATH.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+        // DT_RPATH, not DT_RUNPATH: libtorch's own dependencies must be found through it as well.
+        println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags");
+    }
+}

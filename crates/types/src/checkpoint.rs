@@ -1,0 +1,47 @@
+//! The state of the model after a shot: which units are left, and where the changed weights lie.
+
+use crate::{LayerId, UnitKind};
+use serde::{Deserialize, Serialize};
+
+/// Bytes in the store, by key and content digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// Key in the store.
+    pub key: String,
+    /// BLAKE3 of the content, hex.
+    pub blake3: String,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// What one layer looks like after a shot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerState {
+    /// The consumer layer (`coupled`) or the layer itself (`row-column`).
+    pub layer: LayerId,
+    /// Kind of the units below; for `row-column`: `Column`, with the rows in `kept_rows`.
+    pub kind: UnitKind,
+    /// Units that are left, rising, counted in the original model. Query heads: heads of the block, all groups.
+    pub kept: Vec<u32>,
+    /// Rows that are left (`row-column` only, otherwise empty).
+    pub kept_rows: Vec<u32>,
+    /// The layer's weights, a safetensors file with `weight` and, if there is one, `bias`, in f32; `None` while unchanged.
+    /// `coupled`: compact `[R, columns that are left]`; `row-column`: dense with zeros.
+    pub weights: Option<ObjectRef>,
+}
+
+/// The model after a shot, relative to the base model: its manifest, written last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Checkpoint {
+    /// Shots done; 0 is the base model.
+    pub shot: u32,
+    /// Layers that differ from the base model, in block order.
+    pub layers: Vec<LayerState>,
+}
+
+impl Checkpoint {
+    /// Returns the state of a layer, if it differs from the base model.
+    pub fn layer(&self, layer: &LayerId) -> Option<&LayerState> {
+        self.layers.iter().find(|l| l.layer == *layer)
+    }
+}

@@ -1,0 +1,103 @@
+//! What a worker says about a model and about data, so that a coordinator can plan without tensors.
+
+use crate::{LayerId, Sizes, UnitKind};
+use serde::{Deserialize, Serialize};
+
+/// What is in a model folder, without its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelDescription {
+    /// `llama`, `mistral`, `qwen2`, `qwen3` or `opt`.
+    pub family: String,
+    /// BLAKE3 of config and tensor files.
+    pub digest: String,
+    /// Residual width.
+    pub hidden: u64,
+    /// Vocabulary size.
+    pub vocabulary: u64,
+    /// Longest position the model was made for, in tokens.
+    pub max_positions: u64,
+    /// The whole model.
+    pub dense: Sizes,
+    /// Blocks from the first to the last.
+    pub blocks: Vec<BlockDescription>,
+}
+
+impl ModelDescription {
+    /// Returns every group of units, block by block.
+    pub fn groups(&self) -> impl Iterator<Item = &UnitGroup> {
+        self.blocks.iter().flat_map(|b| &b.groups)
+    }
+
+    /// Returns the size of the smallest model that the unit groups can leave.
+    pub fn smallest(&self) -> Sizes {
+        self.groups().fold(self.dense, |left, g| left - g.freed_per_unit * u64::from(g.units - g.min_keep))
+    }
+}
+
+/// One decoder layer of the transformer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockDescription {
+    /// Its number, from 0.
+    pub block: u32,
+    /// Its linear layers.
+    pub layers: Vec<LayerDescription>,
+    /// Its removable units under the run's structure. Empty for `row-column`, whose paths say what each step frees.
+    pub groups: Vec<UnitGroup>,
+}
+
+/// One linear layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerDescription {
+    /// Its checkpoint name.
+    pub layer: LayerId,
+    /// Output features R.
+    pub rows: u64,
+    /// Input features C, without the bias.
+    pub columns: u64,
+    /// Whether a bias is the last column of the curvature.
+    pub bias: bool,
+    /// The first layer that is fed by the same tensor: both share A.
+    pub input: LayerId,
+    /// Whether the run's structure needs this layer's curvature.
+    pub curvature: bool,
+}
+
+/// Removable units of one kind in one block. All of a group's units are of equal size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnitGroup {
+    /// The consumer layer, where the cost arises and the update happens.
+    pub layer: LayerId,
+    /// What the units are.
+    pub kind: UnitKind,
+    /// How many there are in the original model. For query heads: per kv group.
+    pub units: u32,
+    /// How many must stay.
+    pub min_keep: u32,
+    /// Columns of the consumer that one unit covers.
+    pub columns_per_unit: u32,
+    /// What the removal of one unit saves.
+    pub freed_per_unit: Sizes,
+}
+
+/// What was read from data files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataDescription {
+    /// BLAKE3 over the documents' text, in reading order.
+    pub digest: String,
+    /// BLAKE3 of tokenizer.json.
+    pub tokenizer_digest: String,
+    /// Documents used.
+    pub documents: u64,
+    /// Documents skipped because they were empty.
+    pub skipped: u64,
+    /// Tokens in all documents.
+    pub tokens: u64,
+    /// Samples (sequences) cut from them for this run.
+    pub samples: u64,
+    /// Tokens per sample.
+    pub seq_len: u64,
+    /// Documents that the evaluation data shares with the calibration data. 0 for calibration data itself.
+    pub overlap: u64,
+    /// Whether the tokenizer puts a BOS token first.
+    pub bos: bool,
+}

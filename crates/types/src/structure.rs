@@ -1,0 +1,200 @@
+//! The closed sets of choices: what is removed, how it is scored, updated and shaped.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// A word that is not one of the choices.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {what} '{value}', expected one of {expected}")]
+pub struct UnknownName {
+    /// What was being chosen.
+    pub what: &'static str,
+    /// What was given.
+    pub value: String,
+    /// The names that exist, joined by commas.
+    pub expected: String,
+}
+
+/// Declares an enum of named choices with text conversions that agree with its serde form.
+macro_rules! choices {
+    ($(#[$meta:meta])* $name:ident, $what:literal { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vmeta])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every choice, in the order in which help texts list them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Returns the name used on the command line, in logs and in reports.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownName;
+
+            fn from_str(value: &str) -> Result<Self, UnknownName> {
+                Self::ALL.iter().copied().find(|c| c.name() == value).ok_or_else(|| UnknownName {
+                    what: $what,
+                    value: value.to_owned(),
+                    expected: Self::ALL.iter().map(|c| c.name()).collect::<Vec<_>>().join(", "),
+                })
+            }
+        }
+    };
+}
+
+choices! {
+    /// What is removed at once.
+    Structure, "structure" {
+        /// Units that make tensors smaller: FFN channels, kv groups, query heads.
+        Coupled = "coupled",
+        /// Rows and columns of each layer, as in the paper; the result is dense with zeros.
+        RowColumn = "row-column",
+    }
+}
+
+choices! {
+    /// The kind of one removable unit.
+    UnitKind, "unit kind" {
+        /// Gate row j, up row j, down column j (OPT: fc1 row and bias, fc2 column).
+        FfnChannel = "ffn-channel",
+        /// k and v rows of one kv head, q rows and o columns of its query heads.
+        KvGroup = "kv-group",
+        /// q rows and o columns of one query head in every kv group.
+        QueryHead = "query-head",
+        /// An output feature of one layer.
+        Row = "row",
+        /// An input feature of one layer.
+        Column = "column",
+    }
+}
+
+choices! {
+    /// Which unit attention is pruned by under [`Structure::Coupled`].
+    AttentionUnit, "attention unit" {
+        /// A kv head with all its query heads.
+        KvGroup = "kv-group",
+        /// One query head of every kv group.
+        QueryHead = "query-head",
+        /// Attention is left as it is.
+        Keep = "keep",
+    }
+}
+
+choices! {
+    /// How the widths of the result relate across blocks.
+    Shape, "shape" {
+        /// The same widths in every block: loads everywhere.
+        Uniform = "uniform",
+        /// The curvature decides each block's widths.
+        PerLayer = "per-layer",
+    }
+}
+
+choices! {
+    /// How costs account for what was removed before.
+    Scoring, "scoring" {
+        /// Exact marginal costs along a removal path.
+        Sequential = "sequential",
+        /// Each structure as if it were removed alone (the paper).
+        Independent = "independent",
+    }
+}
+
+choices! {
+    /// What happens to the remaining weights.
+    Update, "update" {
+        /// The joint closed-form update for everything removed.
+        Correlated = "correlated",
+        /// Remaining weights stay as they are.
+        None = "none",
+    }
+}
+
+choices! {
+    /// Which factors costs and updates use.
+    Curvature, "curvature" {
+        /// Kronecker factors A and G.
+        Kfac = "kfac",
+        /// A alone; G is the identity (layer-wise methods).
+        Activations = "activations",
+        /// Neither: magnitude.
+        Identity = "identity",
+    }
+}
+
+choices! {
+    /// Whose labels the Fisher uses.
+    Fisher, "fisher" {
+        /// Labels of the data.
+        Empirical = "empirical",
+        /// Labels sampled from the model.
+        Sampled = "sampled",
+    }
+}
+
+choices! {
+    /// How the size goes down over the shots.
+    Schedule, "schedule" {
+        /// Equal steps of size.
+        Linear = "linear",
+        /// Equal ratios of size.
+        Geometric = "geometric",
+    }
+}
+
+choices! {
+    /// Number format of weights and activations during forward and backward passes.
+    Dtype, "dtype" {
+        /// 32-bit float.
+        F32 = "f32",
+        /// 16-bit brain float.
+        Bf16 = "bf16",
+        /// 16-bit float.
+        F16 = "f16",
+    }
+}
+
+impl Dtype {
+    /// Returns the size of one number, in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// One removable unit of a layer, by its index in the original model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unit {
+    /// What it is.
+    pub kind: UnitKind,
+    /// Channel, kv head, query head within the block, row or column; counted in the original, unpruned model.
+    pub index: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_reads_back_and_equals_its_serde_form() {
+        for s in Structure::ALL {
+            assert_eq!(s.name().parse::<Structure>().as_ref(), Ok(s));
+            assert_eq!(serde_json::to_string(s).ok(), Some(format!("\"{s}\"")));
+        }
+        let err = "rows".parse::<Structure>().map_err(|e| e.to_string());
+        assert_eq!(err, Err("unknown structure 'rows', expected one of coupled, row-column".to_owned()));
+    }
+}
