@@ -7,7 +7,5 @@ fn main() -> Result<()> {
         .map(|name| format!("llm_surgeon/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=llm_surgeon");
     let descriptors = protox::compile(&files, ["."]).map_err(std::io::Error::other)?;
-    tonic_prost_build::configure()
-        .bytes(".llm_surgeon.v1.FactorChunk.payload")
-        .compile_fds(descriptors)
+    tonic_prost_build::configure().bytes(".llm_surgeon.v1.FactorChunk.payload").compile_fds(descriptors)
 }

@@ -1,1 +1,111 @@
-//! Placeholder.
+//! The calibrator: sweeps the model over shards of the calibration data and offers each block's curvature, and measures
+//! the held-out loss. It decides nothing.
+//!
+//! Invariants:
+//! * Tensors live on one compute thread, which holds one decoder at a time.
+//! * At most two finished blocks wait for their surgeon; then the sweep waits.
+//! * Factors are served under the generation that computed them; nobody gets an older attempt's.
+//! * A task ends when everything it offered is in the store, so a calibrator holds nothing that would be missed.
+//!
+//! | file | what |
+//! |---|---|
+//! | `worker.rs` | tasks: from the store, to the compute thread, to the coordinator |
+//! | `session.rs`, `sweep.rs` | what happens on the compute thread |
+//! | `shelf.rs` | where finished blocks wait |
+//! | `grpc.rs` | `CalibratorService` |
+
+mod config;
+mod error;
+mod grpc;
+mod job;
+mod keys;
+mod memory;
+mod session;
+mod shelf;
+mod sweep;
+mod worker;
+
+pub use config::Options;
+pub use error::Error;
+
+use futures::Stream;
+use grpc::Grpc;
+use model::device;
+use proto::v1;
+use proto::v1::calibrator_service_server::CalibratorServiceServer;
+use service::{ComputeThread, Server, Shutdown, WorkerOptions, run_worker};
+use session::Session;
+use shelf::Shelf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tch::Device;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::server::Connected;
+use worker::Handler;
+
+/// Jobs that may wait for the compute thread.
+const QUEUE: usize = 4;
+/// How long open calls may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Serves `CalibratorService` on `incoming` and works for the coordinator, until `shutdown` fires or either fails.
+///
+/// # Errors
+/// The device cannot be opened, the coordinator refuses this worker or is lost, or the service cannot be served.
+pub async fn serve<I, IO>(options: Options, incoming: I, shutdown: Shutdown) -> Result<(), Error>
+where
+    I: Stream<Item = std::io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let compute = ComputeThread::spawn("calibrator", QUEUE).map_err(Error::Thread)?;
+    let (choice, threads) = (options.device, options.threads);
+    let opened = compute.run(move || {
+        threads.iter().copied().for_each(device::set_threads);
+        Ok::<_, Error>((choice.open()?, device::libtorch_version()?))
+    });
+    let (device, libtorch) = opened.await??;
+    let device_name = device_name(device);
+
+    let stop = shutdown.token().child_token();
+    let shelf = Arc::new(Shelf::new());
+    let grpc = Grpc {
+        shelf: Arc::clone(&shelf),
+        worker: options.worker.clone(),
+        device: device_name.clone(),
+        stop: stop.clone(),
+    };
+    let session = Arc::new(Mutex::new(Session::new(device)));
+    let handler = Arc::new(Handler { compute, session, shelf, store: options.store });
+    let worker = WorkerOptions {
+        worker: options.worker,
+        role: v1::WorkerRole::Calibrator,
+        endpoint: options.endpoint,
+        libtorch,
+        device: device_name,
+        // A sweep has the device to itself.
+        max_tasks: 1,
+    };
+    let server = Server::new(options.peers).add_service(CalibratorServiceServer::new(grpc));
+    // Whichever of the two ends first stops the other.
+    let serving = async {
+        let served = server.serve(incoming, stop.clone(), GRACE).await;
+        stop.cancel();
+        served
+    };
+    let working = async {
+        let worked = run_worker(options.coordinator, worker, handler, stop.clone()).await;
+        stop.cancel();
+        worked
+    };
+    let (served, worked) = tokio::join!(serving, working);
+    worked?;
+    Ok(served?)
+}
+
+/// Returns the name of a device as it is written on the command line.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(number) => format!("cuda:{number}"),
+        Device::Cpu | Device::Mps | Device::Vulkan => "cpu".to_owned(),
+    }
+}

@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The coordinator: runs, shots, tasks, leases, journal. It decides and computes no number from tensors; it links no libtorch.
+//!
+//! Map: the algorithm is [`shot::run_shot`]; its stages are in `stages/`, what they decide in crate `planning`. A run's
+//! only memory is its journal ([`journal`], folded by [`event::History`]); [`tasks`] leases work to whoever asks.
+//!
+//! Invariants: an answer is sent only after its record is durable; a record is created once, so a replaced coordinator
+//! is fenced by the store; a stage's result is journalled once, and going on after a kill is the same code.
+
+mod error;
+pub mod event;
+mod grpc;
+pub mod journal;
+mod keys;
+mod pool;
+mod report;
+mod run;
+mod runs;
+pub mod shot;
+mod stages;
+pub mod tasks;
+mod worker_grpc;
+
+pub use error::RunError;
+pub use run::Run;
+pub use runs::{Coordinator, OpenError};

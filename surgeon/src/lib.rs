@@ -1,1 +1,118 @@
-//! Placeholder.
+//! The surgeon: takes each block's curvature from the calibrators, computes its removal paths, carries out the cut in its
+//! layers, and writes the smaller model. It does not decide how much goes.
+//!
+//! Invariants:
+//! * Tensors live on one compute thread, which holds the factors of one block at a time.
+//! * Shards are added in their order, whenever they came: same bits.
+//! * Factors are in the store, checked, before their calibrator may forget them; a broken stream goes on where it broke.
+//! * Everything is keyed by run, shot and block or by content, so that doing it again changes nothing.
+//!
+//! | file | what |
+//! |---|---|
+//! | `worker.rs`, `worker/` | tasks: from the coordinator, over the bench, to the store |
+//! | `plan.rs`, `gather.rs`, `pull.rs`, `receive.rs` | factors: from the calibrators into the store |
+//! | `bench.rs` | what happens on the compute thread |
+//! | `grpc.rs` | `SurgeonService` |
+
+mod bench;
+mod config;
+mod error;
+mod gather;
+mod grpc;
+mod job;
+mod keys;
+mod plan;
+mod pull;
+mod receive;
+mod worker;
+
+pub use config::Options;
+pub use error::Error;
+pub use receive::StreamFault;
+
+use bench::Bench;
+use futures::Stream;
+use gather::Gatherer;
+use grpc::{Board, Grpc};
+use model::device;
+use proto::v1;
+use proto::v1::surgeon_service_server::SurgeonServiceServer;
+use proto::v1::worker_service_client::WorkerServiceClient;
+use pull::Budget;
+use service::{ComputeThread, RequestIds, Server, Shutdown, WorkerOptions, run_worker};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tch::Device;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::server::Connected;
+use worker::Handler;
+
+/// Jobs that may wait for the compute thread.
+const QUEUE: usize = 4;
+/// How long open calls may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+/// Tasks leased at once: all blocks of a shot, so that no block that waits on a shelf goes unasked for.
+const MAX_TASKS: u32 = 4096;
+
+/// Serves `SurgeonService` on `incoming` and works for the coordinator, until `shutdown` fires or either fails.
+///
+/// # Errors
+/// The device cannot be opened, the coordinator refuses this worker or is lost, or the service cannot be served.
+pub async fn serve<I, IO>(options: Options, incoming: I, shutdown: Shutdown) -> Result<(), Error>
+where
+    I: Stream<Item = std::io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let compute = ComputeThread::spawn("surgeon", QUEUE).map_err(Error::Thread)?;
+    let (choice, threads) = (options.device, options.threads);
+    let opened = compute.run(move || {
+        threads.iter().copied().for_each(device::set_threads);
+        Ok::<_, Error>((choice.open()?, device::libtorch_version()?))
+    });
+    let (device, libtorch) = opened.await??;
+    let device_name = device_name(device);
+
+    let stop = shutdown.token().child_token();
+    let board = Board::default();
+    let grpc = Grpc { board: board.clone(), worker: options.worker.clone(), device: device_name.clone() };
+    let gatherer = Gatherer {
+        store: options.store.clone(),
+        connector: options.connector,
+        coordinator: WorkerServiceClient::new(options.coordinator.clone()),
+        budget: Budget::new(options.receive_bytes),
+        ids: RequestIds::new(options.worker.as_str()),
+    };
+    let bench = Arc::new(Mutex::new(Bench::new(device)));
+    let handler = Arc::new(Handler { compute, bench, turn: Arc::default(), store: options.store, gatherer, board });
+    let worker = WorkerOptions {
+        worker: options.worker,
+        role: v1::WorkerRole::Surgeon,
+        endpoint: options.endpoint,
+        libtorch,
+        device: device_name,
+        max_tasks: MAX_TASKS,
+    };
+    let server = Server::new(options.peers).add_service(SurgeonServiceServer::new(grpc));
+    // Whichever of the two ends first stops the other.
+    let serving = async {
+        let served = server.serve(incoming, stop.clone(), GRACE).await;
+        stop.cancel();
+        served
+    };
+    let working = async {
+        let worked = run_worker(options.coordinator, worker, handler, stop.clone()).await;
+        stop.cancel();
+        worked
+    };
+    let (served, worked) = tokio::join!(serving, working);
+    worked?;
+    Ok(served?)
+}
+
+/// Returns the name of a device as it is written on the command line.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(number) => format!("cuda:{number}"),
+        Device::Cpu | Device::Mps | Device::Vulkan => "cpu".to_owned(),
+    }
+}

@@ -1,2 +1,42 @@
-//! Placeholder.
-fn main() {}
+//! The program `llm-surgeon`: prunes, measures and shows language models.
+//!
+//! One file a subcommand: [`prune`], [`eval`], [`inspect`]. Results go to standard output, progress and logs to standard
+//! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
+//! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
+
+mod args;
+mod error;
+mod eval;
+mod inspect;
+mod local;
+mod output;
+mod progress;
+mod prune;
+mod sizes;
+mod summary;
+mod text;
+
+use args::Command;
+use error::Exit;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match args::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let done = match cli.command {
+        Command::Prune(args) => prune::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    let exit = match &done {
+        Ok(()) => Exit::Done,
+        Err(error) if error.is_broken_pipe() => Exit::Done,
+        Err(error) => {
+            output::tell(&format!("error: {error}\n"));
+            error.exit()
+        }
+    };
+    ExitCode::from(exit.code())
+}

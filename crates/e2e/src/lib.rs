@@ -1,1 +1,107 @@
-//! Placeholder.
+//! End-to-end tests: the workspace checks itself, whole runs through the real binary, processes that are killed.
+//!
+//! Holds helpers only; the tests are in `tests/`. Never a dependency of anything.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Returns the binary under test: beside the test's own folder in the target directory.
+///
+/// # Panics
+/// When it was not built: `cargo build --release -p cli` first (the Makefile does).
+pub fn binary() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    let binary = own.parent().and_then(Path::parent).map(|p| p.join("llm-surgeon")).unwrap_or_default();
+    assert!(binary.is_file(), "{} is not built; run: cargo build --release -p cli", binary.display());
+    binary
+}
+
+/// Returns the repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Returns the glassllm model that `make setup-models` converts into the cache.
+///
+/// # Panics
+/// When it is not there.
+pub fn glassllm() -> PathBuf {
+    let home = || std::env::var("HOME").map(|home| format!("{home}/.cache"));
+    let base = || std::env::var("XDG_CACHE_HOME").or_else(|_| home()).map(|base| format!("{base}/llm-surgeon"));
+    let cache = std::env::var("LLM_SURGEON_CACHE").or_else(|_| base()).unwrap_or_default();
+    let folder = Path::new(&cache).join("models/glassllm-en");
+    assert!(folder.join("config.json").is_file(), "{} is missing; run: make test-models", folder.display());
+    folder
+}
+
+/// Returns `llm-surgeon prune` of glassllm on the repository's small text, small enough for a test: 2 shots to 80 %.
+pub fn prune(output: &Path) -> Command {
+    let text = root().join("testdata/text");
+    let mut command = Command::new(binary());
+    command
+        .arg("prune")
+        .arg(glassllm())
+        .arg("--data")
+        .arg(text.join("calibration"))
+        .arg("--eval-data")
+        .arg(text.join("heldout"))
+        .arg("--out")
+        .arg(output)
+        .args(["--target-size", "0.8", "--shots", "2", "--samples", "24", "--seq-len", "128", "--eval-samples", "8"])
+        .args(["--multiple-of", "1", "--device", "cpu", "--threads", "1"])
+        .env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// Runs a command and returns its output if it ended with `code`.
+///
+/// # Panics
+/// When it did not, with all it said.
+pub fn expect(command: &mut Command, code: i32) -> Output {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{command:?}\n--- stdout\n{}\n--- stderr\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Returns a digest over the names and contents of all files below a folder.
+///
+/// # Panics
+/// When the folder cannot be read.
+pub fn folder_digest(folder: &Path) -> String {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())).flatten() {
+            let path = entry.path();
+            if path.is_dir() { open.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    let mut hasher = blake3::Hasher::new();
+    for file in files {
+        let name = file.strip_prefix(folder).unwrap_or(&file).to_string_lossy().into_owned();
+        let content = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        hasher.update(name.as_bytes()).update(&[0]).update(&(content.len() as u64).to_le_bytes()).update(&content);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Returns the names of a state folder's journal records, in order.
+pub fn journal(state: &Path) -> Vec<PathBuf> {
+    let Ok(runs) = std::fs::read_dir(state.join("runs")) else { return Vec::new() };
+    let mut records: Vec<PathBuf> = runs
+        .flatten()
+        .filter_map(|run| std::fs::read_dir(run.path().join("journal")).ok())
+        .flat_map(|entries| entries.flatten().map(|e| e.path()))
+        // the store writes under a temporary name first
+        .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().bytes().all(|b| b.is_ascii_digit())))
+        .collect();
+    records.sort();
+    records
+}

@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Decisions of a pruning run: how small after each shot, where to cut each layer's removal path, how to split the
+//! calibration data, what to do after a failure.
+//!
+//! Invariants: every function is pure. Equal arguments give equal results; time, randomness and identity come in as
+//! arguments; nothing is read, written, awaited or logged. No tensors: costs arrive as numbers that surgeons computed.
+
+pub mod assignment;
+mod error;
+pub mod retry;
+pub mod schedule;
+pub mod threshold;
+
+pub use error::PlanningError;

@@ -1,1 +1,28 @@
-//! Placeholder.
+//! Costs of removing units under F = G ⊗ A, removal paths, and the closed-form update of what stays.
+//!
+//! Everything here is per layer: a [`LayerProblem`] holds the consumer's weights and its two factors, *undamped*; costs are
+//! in nats per token and are computed under the damped factors, the same in path and update, so that the marginal costs
+//! along a path add up to the cost that the joint update predicts.
+//!
+//! # Invariants
+//!
+//! * A factor that is `None` is the identity: no G gives the layer-wise methods, neither gives magnitude.
+//! * The bias is the last column; it takes part in every update and is never removed by itself.
+//! * The work is done in the kind of the input (f32 in service) and once more in f64 when a pivot or a cost comes out
+//!   impossible; then it is an error that names the layer. Nothing is replaced.
+//! * Ties go to the lowest position, so the same input gives the same bits on the CPU.
+//!
+//! This crate does not decide how much is removed, and knows neither networks nor the wire.
+
+#![allow(clippy::doc_markdown, reason = "formulas in Unicode are not code")]
+
+mod cost;
+mod error;
+mod problem;
+mod select;
+mod update;
+
+pub use cost::{coupled_path, row_column_path};
+pub use error::PruningError;
+pub use problem::{LayerProblem, Units};
+pub use update::{Updated, coupled_update, row_column_update};

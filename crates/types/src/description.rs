@@ -30,7 +30,8 @@ impl ModelDescription {
 
     /// Returns the size of the smallest model that the unit groups can leave.
     pub fn smallest(&self) -> Sizes {
-        self.groups().fold(self.dense, |left, g| left - g.freed_per_unit * u64::from(g.units - g.min_keep))
+        self.groups()
+            .fold(self.dense, |left, g| left - g.freed_per_unit * u64::from((g.units - g.min_keep) * g.together))
     }
 }
 
@@ -71,6 +72,8 @@ pub struct UnitGroup {
     pub kind: UnitKind,
     /// How many there are in the original model. For query heads: per kv group.
     pub units: u32,
+    /// Units that can only go at the same time: for query heads the number of kv groups, otherwise 1.
+    pub together: u32,
     /// How many must stay.
     pub min_keep: u32,
     /// Columns of the consumer that one unit covers.

@@ -5,7 +5,9 @@ use std::fmt;
 
 /// A name that cannot be used as an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} '{value}' must have 1 to {MAX_LEN} characters out of a-z, A-Z, 0-9, '.', '_' and '-', and not begin with a dot")]
+#[error(
+    "{what} '{value}' must have 1 to {MAX_LEN} characters out of a-z, A-Z, 0-9, '.', '_' and '-', and not begin with a dot"
+)]
 pub struct InvalidId {
     /// Which kind of id.
     pub what: &'static str,
@@ -108,6 +110,9 @@ mod tests {
             assert!(RunId::new(bad).is_err(), "{bad}");
             assert!(LayerId::new(bad).is_err(), "{bad}");
         }
-        assert_eq!(LayerId::new("model.layers.3.mlp.down_proj").map(String::from).as_deref(), Ok("model.layers.3.mlp.down_proj"));
+        assert_eq!(
+            LayerId::new("model.layers.3.mlp.down_proj").map(String::from).as_deref(),
+            Ok("model.layers.3.mlp.down_proj")
+        );
     }
 }

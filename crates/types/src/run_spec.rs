@@ -1,8 +1,6 @@
 //! Everything that can change a number, validated once.
 
-use crate::{
-    AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Target, Update,
-};
+use crate::{AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Target, Update};
 use serde::{Deserialize, Serialize};
 
 /// One pruning, completely described: two runs with equal specs on the same machine give the same bytes.
@@ -104,15 +102,28 @@ impl RunSpec {
         check(
             self.structure == Structure::Coupled || matches!(self.target, Target::Size(_)),
             "target",
-            "row-column writes dense tensors with zeros, so parameters and bytes stay the same; give a target size".into(),
+            "row-column writes dense tensors with zeros, so parameters and bytes stay the same; give a target size"
+                .into(),
         );
         check((1..=1000).contains(&self.shots), "shots", format!("{} is outside 1 to 1000", self.shots));
-        check((1..=10_000_000).contains(&self.samples), "samples", format!("{} is outside 1 to 10,000,000", self.samples));
-        check((2..=1_048_576).contains(&self.seq_len), "seq_len", format!("{} is outside 2 to 1,048,576", self.seq_len));
+        check(
+            (1..=10_000_000).contains(&self.samples),
+            "samples",
+            format!("{} is outside 1 to 10,000,000", self.samples),
+        );
+        check(
+            (2..=1_048_576).contains(&self.seq_len),
+            "seq_len",
+            format!("{} is outside 2 to 1,048,576", self.seq_len),
+        );
         for (field, lambda) in [("damping_a", self.damping_a), ("damping_g", self.damping_g)] {
             check((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
         }
-        check((1..=65_536).contains(&self.multiple_of), "multiple_of", format!("{} is outside 1 to 65,536", self.multiple_of));
+        check(
+            (1..=65_536).contains(&self.multiple_of),
+            "multiple_of",
+            format!("{} is outside 1 to 65,536", self.multiple_of),
+        );
         check(self.memory >= 1 << 20, "memory", format!("{} bytes is less than 1 MiB", self.memory));
         check(
             self.structure == Structure::Coupled || self.shape == Shape::PerLayer,
@@ -162,7 +173,8 @@ mod tests {
     fn all_faults_are_reported_at_once() {
         assert!(good().validated().is_ok());
         let bad = RunSpec { target: Target::Size(1.5), shots: 0, damping_a: f64::NAN, ..good() };
-        let fields: Vec<_> = bad.validated().map_err(|e| e.violations.into_iter().map(|v| v.field).collect::<Vec<_>>()).unwrap_err();
+        let fields: Vec<_> =
+            bad.validated().map_err(|e| e.violations.into_iter().map(|v| v.field).collect::<Vec<_>>()).unwrap_err();
         assert_eq!(fields, ["target", "shots", "damping_a"]);
     }
 

@@ -1,0 +1,166 @@
+//! `CalibratorService`: decode, ask the shelf, encode.
+
+use crate::error::Error;
+use crate::shelf::{Factors, Next, Shelf, SweepKey};
+use futures::{Stream, TryStreamExt, stream};
+use proto::convert::{Fields, InvalidMessage};
+use proto::v1;
+use proto::v1::calibrator_service_server::CalibratorService;
+use proto::v1::stream_factors_response::Part;
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use types::{Generation, WorkerId};
+
+/// How long a call waits for its sweep to begin.
+const START_WAIT: Duration = Duration::from_secs(10);
+const STREAM: Fields = Fields("StreamFactorsRequest");
+const RELEASE: Fields = Fields("ReleaseFactorsRequest");
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct Grpc {
+    /// What is served.
+    pub(crate) shelf: Arc<Shelf>,
+    /// Our name.
+    pub(crate) worker: WorkerId,
+    /// Our device.
+    pub(crate) device: String,
+    /// Ends open streams.
+    pub(crate) stop: CancellationToken,
+}
+
+/// One stream under way: a header, its chunks, the next header.
+struct Sending {
+    shelf: Arc<Shelf>,
+    stop: CancellationToken,
+    key: SweepKey,
+    asked: BTreeSet<u32>,
+    sent: BTreeSet<u32>,
+    /// Block that does not begin at its first byte, and the byte it begins at.
+    resume: Option<(u32, u64)>,
+    /// The present block and how many of its bytes are sent.
+    current: Option<(Arc<Factors>, usize)>,
+}
+
+impl Sending {
+    fn new(request: v1::StreamFactorsRequest, shelf: Arc<Shelf>, stop: CancellationToken) -> Result<Self, InvalidMessage> {
+        STREAM.at_most("blocks", request.blocks.len(), proto::convert::MAX_BLOCKS, "blocks")?;
+        let key = SweepKey {
+            run: STREAM.run("run", &request.run)?,
+            shot: request.shot,
+            shard: request.shard,
+            generation: Generation(request.generation),
+        };
+        let count = request.blocks.len();
+        let asked: BTreeSet<u32> = request.blocks.into_iter().collect();
+        if asked.len() < count {
+            return Err(STREAM.bad("blocks", "names a block twice"));
+        }
+        let resume = request.resume_block.map(|block| (block, request.resume_offset));
+        if resume.is_some_and(|(block, _)| !asked.contains(&block)) {
+            return Err(STREAM.bad("resume_block", "is not one of the blocks"));
+        }
+        Ok(Self { shelf, stop, key, asked, sent: BTreeSet::new(), resume, current: None })
+    }
+
+    /// Returns the next part, waiting for it; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Part>, Error> {
+        if let Some(chunk) = self.chunk() {
+            return Ok(Some(Part::Chunk(chunk)));
+        }
+        let next = tokio::select! {
+            next = self.shelf.next(&self.key, &self.asked, &self.sent, START_WAIT) => next?,
+            () = self.stop.cancelled() => return Err(Error::Stopping),
+        };
+        match next {
+            Next::Ready(factors) => self.begin(factors).map(|header| Some(Part::Header(header))),
+            Next::Done => Ok(None),
+        }
+    }
+
+    fn begin(&mut self, factors: Arc<Factors>) -> Result<v1::FactorHeader, Error> {
+        let (block, bytes) = (factors.block, factors.bytes.len() as u64);
+        let offset = self.resume.filter(|(resumed, _)| *resumed == block).map_or(0, |(_, offset)| offset);
+        if offset >= bytes {
+            return Err(Error::ResumeBehindEnd { block, offset, bytes });
+        }
+        self.sent.insert(block);
+        let header = v1::FactorHeader { block, bytes, blake3: factors.blake3.clone() };
+        self.current = Some((factors, offset as usize));
+        Ok(header)
+    }
+
+    /// Returns the next slice of the present block, without a copy.
+    fn chunk(&mut self) -> Option<v1::FactorChunk> {
+        let (factors, offset) = self.current.as_mut()?;
+        let end = factors.bytes.len().min(*offset + proto::CHUNK_BYTES);
+        let payload = factors.bytes.slice(*offset..end);
+        let chunk = v1::FactorChunk {
+            block: factors.block,
+            offset: *offset as u64,
+            crc32c: crc32c::crc32c(&payload),
+            payload,
+        };
+        *offset = end;
+        if end == factors.bytes.len() {
+            self.current = None;
+        }
+        Some(chunk)
+    }
+}
+
+#[tonic::async_trait]
+impl CalibratorService for Grpc {
+    type StreamFactorsStream = Pin<Box<dyn Stream<Item = Result<v1::StreamFactorsResponse, Status>> + Send>>;
+
+    async fn stream_factors(
+        &self,
+        request: Request<v1::StreamFactorsRequest>,
+    ) -> Result<Response<Self::StreamFactorsStream>, Status> {
+        let sending = Sending::new(request.into_inner(), Arc::clone(&self.shelf), self.stop.clone()).map_err(Error::from)?;
+        let parts = stream::try_unfold(sending, |mut sending| async move {
+            let part = sending.next().await?;
+            Ok::<_, Error>(part.map(|part| (v1::StreamFactorsResponse { part: Some(part) }, sending)))
+        });
+        Ok(Response::new(Box::pin(parts.map_err(Status::from))))
+    }
+
+    async fn release_factors(
+        &self,
+        request: Request<v1::ReleaseFactorsRequest>,
+    ) -> Result<Response<v1::ReleaseFactorsResponse>, Status> {
+        let request = request.into_inner();
+        let key = SweepKey {
+            run: RELEASE.run("run", &request.run).map_err(Error::from)?,
+            shot: request.shot,
+            shard: request.shard,
+            generation: Generation(request.generation),
+        };
+        self.shelf.release(&key, request.block, START_WAIT).await?;
+        Ok(Response::new(v1::ReleaseFactorsResponse {}))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let status = self.shelf.status();
+        let sweep = status.sweep.as_ref();
+        Ok(Response::new(v1::GetStatusResponse {
+            worker: self.worker.to_string(),
+            device: self.device.clone(),
+            run: sweep.map(|s| s.run.to_string()).unwrap_or_default(),
+            shot: sweep.map_or(0, |s| s.shot),
+            shard: sweep.map_or(0, |s| s.shard),
+            waiting_blocks: status.waiting,
+        }))
+    }
+}
+
+#[cfg(test)]
+#[path = "grpc_tests.rs"]
+mod tests;

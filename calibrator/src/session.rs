@@ -1,0 +1,157 @@
+//! What lies on the compute thread: one decoder and the data of one run, kept so that nothing is loaded twice.
+//!
+//! Before another decoder is loaded the old one is dropped, so that there is never memory for two.
+
+use crate::error::Error;
+use model::tokens::{DataOptions, Documents, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments};
+use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay};
+use service::checkpoint::LayerBytes;
+use std::path::Path;
+use tch::{Device, Kind};
+use types::{DataDescription, Dtype, ModelDescription, RunId, RunSpec};
+
+/// Which weights: a run's checkpoint, or its base model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DecoderKey {
+    /// The run.
+    pub(crate) run: RunId,
+    /// Key of the checkpoint's manifest; `None` for the base model.
+    pub(crate) checkpoint: Option<String>,
+}
+
+/// State of the compute thread.
+#[derive(Debug)]
+pub(crate) struct Session {
+    device: Device,
+    decoder: Option<(DecoderKey, Decoder)>,
+    data: Option<(RunId, Data)>,
+}
+
+/// Calibration and held-out data of a run.
+#[derive(Debug)]
+pub(crate) struct Data {
+    /// What the sweep runs over.
+    pub(crate) samples: Samples,
+    /// What the loss is measured on, if anything.
+    pub(crate) held_out: Option<Segments>,
+}
+
+/// Whether the run may have written its output already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// The run begins: nothing may be there.
+    New,
+    /// The run goes on: its own result may be there, which is for its writer to tell.
+    MayExist,
+}
+
+/// Model and data as the coordinator needs to know them.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// The model.
+    pub(crate) model: ModelDescription,
+    /// Calibration data.
+    pub(crate) data: DataDescription,
+    /// Held-out data.
+    pub(crate) held_out: Option<DataDescription>,
+}
+
+impl Session {
+    /// Returns an empty session.
+    pub(crate) fn new(device: Device) -> Self {
+        Self { device, decoder: None, data: None }
+    }
+
+    /// Checks everything that can be known before the work begins; returns what model and data are.
+    pub(crate) fn prepare(&mut self, run: &RunId, spec: &RunSpec, output: Output) -> Result<Prepared, Error> {
+        let path = Path::new(&spec.output);
+        if output == Output::New && path.symlink_metadata().is_ok() {
+            return Err(ModelError::OutputExists { path: path.to_owned() }.into());
+        }
+        let folder = ModelFolder::open(Path::new(&spec.model))?;
+        folder.config().check_length(spec.seq_len as i64)?;
+        let data = self.data(run, spec)?;
+        let (samples, held_out) =
+            (data.samples.description.clone(), data.held_out.as_ref().map(|s| s.description.clone()));
+        let model = model::units::describe(&folder, spec.structure, spec.attention_unit)?;
+        Ok(Prepared { model, data: samples, held_out })
+    }
+
+    /// Returns whether the weights are here, so that nobody has to fetch them.
+    pub(crate) fn holds(&self, key: &DecoderKey) -> bool {
+        self.decoder.as_ref().is_some_and(|(held, _)| held == key)
+    }
+
+    /// Returns the decoder of these weights, and the data; `changed` are the layers that differ from the base model, only
+    /// looked at when the decoder is not here.
+    pub(crate) fn load(
+        &mut self,
+        key: &DecoderKey,
+        spec: &RunSpec,
+        changed: Vec<LayerBytes>,
+    ) -> Result<(&Decoder, &Data), Error> {
+        if !self.holds(key) {
+            self.decoder = None;
+            let folder = ModelFolder::open(Path::new(&spec.model))?;
+            let overlay = overlay(changed, self.device)?;
+            let decoder = Decoder::load(&folder, &overlay, kind(spec.dtype), self.device)?;
+            self.decoder = Some((key.clone(), decoder));
+        }
+        self.data(&key.run, spec)?;
+        match (&self.decoder, &self.data) {
+            (Some((_, decoder)), Some((_, data))) => Ok((decoder, data)),
+            _ => unreachable!("both were just put there"),
+        }
+    }
+
+    fn data(&mut self, run: &RunId, spec: &RunSpec) -> Result<&Data, Error> {
+        if self.data.as_ref().is_none_or(|(held, _)| held != run) {
+            self.data = None;
+            let data = Data::read(spec)?;
+            return Ok(&self.data.insert((run.clone(), data)).1);
+        }
+        match &self.data {
+            Some((_, data)) => Ok(data),
+            None => unreachable!("it was just seen there"),
+        }
+    }
+}
+
+impl Data {
+    fn read(spec: &RunSpec) -> Result<Self, Error> {
+        let tokenizer = Tokenizer::open(Path::new(&spec.model))?;
+        let documents = documents(&spec.data, spec, &tokenizer)?;
+        let samples = pack_samples(&documents, &tokenizer, spec.seq_len, spec.samples, spec.seed)?;
+        let held_out = if spec.eval_data.is_empty() {
+            None
+        } else {
+            let held_out = self::documents(&spec.eval_data, spec, &tokenizer)?;
+            let mut segments = segments(&held_out, &tokenizer, spec.seq_len, spec.eval_samples)?;
+            segments.description.overlap = overlap(&documents, &held_out);
+            Some(segments)
+        };
+        Ok(Self { samples, held_out })
+    }
+}
+
+fn documents(paths: &[String], spec: &RunSpec, tokenizer: &Tokenizer) -> Result<Documents, ModelError> {
+    let options = DataOptions { paths: paths.to_vec(), text_column: spec.text_column.clone() };
+    read_documents(&options, tokenizer)
+}
+
+/// Returns the changed layers as tensors; each file's bytes are dropped once read.
+fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
+    let read = |(state, bytes): LayerBytes| {
+        Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?))
+    };
+    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
+}
+
+/// Returns libtorch's name of a number format.
+pub(crate) fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::F16 => Kind::Half,
+    }
+}

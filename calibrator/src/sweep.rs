@@ -1,0 +1,163 @@
+//! One shard swept: what the sweep shows becomes factors, and those go on the shelf.
+
+use crate::error::Error;
+use crate::job::Calibrate;
+use crate::session::{DecoderKey, Session, kind};
+use crate::shelf::{Shelf, SweepKey};
+use bytes::Bytes;
+use curvature::{BlockFactors, Side};
+use model::sweep::{Observer, ObserverError, SweepOptions, SweepResult};
+use model::{Decoder, tensor_file};
+use service::checkpoint::LayerBytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::Duration;
+use tch::Tensor;
+use types::{Curvature, LayerId, RunSpec, Structure};
+
+/// Bytes of logits that one pass of the head may make.
+const HEAD_BYTES: i64 = 64 << 20;
+
+/// What a sweep found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Swept {
+    /// Loss, counts and times.
+    pub(crate) result: SweepResult,
+    /// Time spent waiting for a surgeon.
+    pub(crate) wait: Duration,
+    /// Bytes of factors put on the shelf.
+    pub(crate) factor_bytes: u64,
+}
+
+/// How a long job tells how far it is, and hears that it should stop.
+pub(crate) struct Control<'a> {
+    /// Takes steps done and steps in all.
+    pub(crate) progress: &'a mut dyn FnMut(u64, u64),
+    /// Says whether to stop.
+    pub(crate) cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Control<'_> {
+    /// Reports progress; breaks when the job should stop.
+    pub(crate) fn step(&mut self, done: u64, total: u64) -> ControlFlow<()> {
+        (self.progress)(done, total);
+        if (self.cancelled)() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Sweeps one shard and returns when every wanted block was taken.
+pub(crate) fn sweep(
+    session: &mut Session,
+    shelf: &Shelf,
+    key: &SweepKey,
+    (spec, task, changed): (&RunSpec, &Calibrate, Vec<LayerBytes>),
+    control: &mut Control,
+) -> Result<Swept, Error> {
+    // Open while the model loads, so that streams that come early find it.
+    let _open = shelf.open(key.clone(), &task.blocks);
+    let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
+    let (decoder, data) = session.load(&weights, spec, changed)?;
+    let blocks = decoder.blocks.len();
+    if let Some(&block) = task.blocks.iter().find(|b| **b as usize >= blocks) {
+        return Err(Error::NoSuchBlock { block, blocks });
+    }
+    let range = task.first_sample..task.first_sample.saturating_add(task.samples);
+    let samples = data.samples.ids.get(range);
+    let samples = samples.ok_or(Error::NoSuchSamples { first: task.first_sample, samples: task.samples, found: data.samples.ids.len() })?;
+    let options = options(spec, task, decoder);
+    let tokens = samples.iter().map(|s| s.len() as u64).sum();
+    let cancelled = control.cancelled;
+    let mut collector = Collector {
+        shelf,
+        key,
+        curvature: spec.curvature,
+        factors: BlockFactors::new(),
+        tokens,
+        wait: Duration::ZERO,
+        factor_bytes: 0,
+        put: BTreeSet::new(),
+        cancelled,
+    };
+    let result = model::sweep::run(decoder, samples, &options, &mut collector, &mut |done, total| control.step(done, total))?;
+    // Blocks whose factors nobody uses: the surgeon still learns that they were swept, and over how many tokens.
+    for block in task.blocks.iter().filter(|b| !collector.put.contains(b)).copied().collect::<BTreeSet<_>>().into_iter().rev() {
+        if !collector.put.contains(&block) {
+            collector.hand_over(block, &BlockFactors::new())?;
+        }
+    }
+    collector.wait += shelf.wait_until_released(key, cancelled)?;
+    Ok(Swept { result, wait: collector.wait, factor_bytes: collector.factor_bytes })
+}
+
+fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions {
+    let wanted = task.blocks.iter().copied().collect::<BTreeSet<u32>>();
+    let sites = decoder.blocks.iter().filter(|b| wanted.contains(&b.index) && spec.curvature != Curvature::Identity);
+    let curvature = sites.flat_map(|b| {
+        let layers = match spec.structure {
+            Structure::Coupled => vec![&b.attention.o, b.mlp.consumer()],
+            Structure::RowColumn => b.linears(),
+        };
+        layers.into_iter().map(|layer| (b.index, layer.name.clone()))
+    });
+    SweepOptions {
+        micro_batch: task.micro_batch,
+        boundary_kind: kind(spec.boundary_dtype),
+        fisher: spec.fisher,
+        seed: spec.seed,
+        first_sample: task.first_sample as u64,
+        curvature: curvature.collect(),
+        head_chunk: (HEAD_BYTES / 4 / decoder.config.vocab.max(1)).clamp(16, 4096) as usize,
+    }
+}
+
+/// Adds up one block's factors at a time and puts them on the shelf.
+struct Collector<'a> {
+    shelf: &'a Shelf,
+    key: &'a SweepKey,
+    curvature: Curvature,
+    factors: BlockFactors,
+    /// Tokens of the shard.
+    tokens: u64,
+    wait: Duration,
+    factor_bytes: u64,
+    put: BTreeSet<u32>,
+    cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Collector<'_> {
+    /// Puts a block on the shelf; waits while there is no room.
+    fn hand_over(&mut self, block: u32, factors: &BlockFactors) -> Result<(), Error> {
+        self.put.insert(block);
+        if self.shelf.is_settled(self.key, block)? {
+            return Ok(());
+        }
+        self.wait += self.shelf.wait_for_room(self.key, self.cancelled)?;
+        let metadata = BTreeMap::from([("tokens".to_owned(), self.tokens.to_string())]);
+        let bytes = tensor_file::encode(&factors.pack()?, &metadata)?;
+        self.factor_bytes += self.shelf.put(self.key, block, Bytes::from(bytes))?;
+        tracing::debug!(block, "factors ready");
+        Ok(())
+    }
+}
+
+impl Observer for Collector<'_> {
+    fn block(&mut self, _block: u32) {
+        self.factors = BlockFactors::new();
+    }
+
+    fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
+        Ok(self.factors.accumulate(Side::Input, layer.as_str(), x_nc).map_err(Error::from)?)
+    }
+
+    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+        match self.curvature {
+            Curvature::Kfac => Ok(self.factors.accumulate(Side::Gradient, layer.as_str(), dy_nr).map_err(Error::from)?),
+            Curvature::Activations | Curvature::Identity => Ok(()),
+        }
+    }
+
+    fn finished(&mut self, block: u32) -> Result<(), ObserverError> {
+        let factors = std::mem::take(&mut self.factors);
+        Ok(self.hand_over(block, &factors)?)
+    }
+}

@@ -1,0 +1,223 @@
+//! Tasks of the coordinator: which there are, what each needs from the store, and how it ends.
+//!
+//! One task runs at a time. What needs tensors happens in jobs on the compute thread, and tensors stay there.
+
+use crate::error::Error;
+use crate::job::{Calibrate, Job, Work};
+use crate::keys;
+use crate::memory::peak_memory_bytes;
+use crate::session::{DecoderKey, Output, Session};
+use crate::shelf::{Shelf, SweepKey};
+use crate::sweep::{Control, Swept, sweep};
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use service::checkpoint::{self, LayerBytes};
+use service::{ComputeHandle, Lease, LeaseError, Leased, Store, TaskHandler, status};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::Instrument;
+use types::{RunId, RunSpec};
+
+/// How often the store is asked whether a surgeon has put what waits on the shelf: its word of it may get lost.
+const LOOK: Duration = Duration::from_secs(2);
+/// Tokens of held-out text in one forward pass.
+const EVALUATE_TOKENS: u64 = 2048;
+
+/// Carries out a calibrator's tasks.
+#[derive(Debug)]
+pub(crate) struct Handler {
+    /// The thread that owns the device.
+    pub(crate) compute: ComputeHandle,
+    /// What lies there; locked by its jobs only.
+    pub(crate) session: Arc<Mutex<Session>>,
+    /// Where factors wait.
+    pub(crate) shelf: Arc<Shelf>,
+    /// Where checkpoints lie.
+    pub(crate) store: Store,
+}
+
+impl TaskHandler for Handler {
+    async fn handle(&self, tasks: Vec<Leased>) {
+        for Leased { task, lease } in tasks {
+            let start = Instant::now();
+            let result = match Job::try_from(task) {
+                Ok(job) => {
+                    let span = job.span();
+                    self.carry_out(job, &lease).instrument(span).await
+                }
+                Err(invalid) => Err(invalid.into()),
+            };
+            report(&lease, result, start.elapsed()).await;
+        }
+    }
+}
+
+impl Handler {
+    async fn carry_out(&self, job: Job, lease: &Lease) -> Result<TaskResult, Error> {
+        match job.work {
+            Work::Prepare { resumes } => self.prepare(job.run, job.spec, resumes).await.map(TaskResult::Prepare),
+            Work::Calibrate(task) => {
+                let key = SweepKey { run: job.run, shot: job.shot, shard: task.shard, generation: job.generation };
+                self.calibrate(key, job.spec, task, lease).await.map(TaskResult::Calibrate)
+            }
+            Work::Evaluate { checkpoint } => {
+                let key = DecoderKey { run: job.run, checkpoint };
+                self.evaluate(key, job.spec, lease).await.map(TaskResult::Evaluate)
+            }
+        }
+    }
+
+    async fn prepare(&self, run: RunId, spec: RunSpec, resumes: bool) -> Result<v1::PrepareResult, Error> {
+        let output = if resumes { Output::MayExist } else { Output::New };
+        let prepared = self.with_session(move |session| session.prepare(&run, &spec, output)).await?;
+        tracing::info!(family = prepared.model.family, tokens = prepared.data.tokens, "model and data are ready");
+        Ok(v1::PrepareResult {
+            model: Some(prepared.model.into()),
+            data: Some(prepared.data.into()),
+            eval_data: prepared.held_out.map(Into::into),
+        })
+    }
+
+    async fn calibrate(
+        &self,
+        key: SweepKey,
+        spec: RunSpec,
+        mut task: Calibrate,
+        lease: &Lease,
+    ) -> Result<v1::CalibrateResult, Error> {
+        let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
+        let changed = self.changed(weights).await?;
+        task.blocks = self.not_stored(&key, task.blocks).await?;
+        let shelf = Arc::clone(&self.shelf);
+        let swept_key = key.clone();
+        let sweeping = self.with_control(lease, move |session, control| {
+            sweep(session, &shelf, &swept_key, (&spec, &task, changed), control)
+        });
+        let swept = tokio::select! {
+            swept = sweeping => swept?,
+            error = self.release_stored(&key) => return Err(error),
+        };
+        let Swept { result, wait, factor_bytes } = swept;
+        tracing::info!(tokens = result.tokens, factor_bytes, "shard swept");
+        Ok(v1::CalibrateResult {
+            loss_sum: result.loss_sum,
+            targets: result.targets,
+            tokens: result.tokens,
+            forward_seconds: result.times.forward.as_secs_f64(),
+            head_seconds: result.times.head.as_secs_f64(),
+            backward_seconds: result.times.backward.as_secs_f64(),
+            gram_seconds: result.times.gram.as_secs_f64(),
+            wait_seconds: wait.as_secs_f64(),
+            factor_bytes,
+            peak_memory_bytes: peak_memory_bytes(),
+        })
+    }
+
+    async fn evaluate(&self, key: DecoderKey, spec: RunSpec, lease: &Lease) -> Result<v1::EvaluateResult, Error> {
+        let changed = self.changed(key.clone()).await?;
+        self.with_control(lease, move |session, control| {
+            let (decoder, data) = session.load(&key, &spec, changed)?;
+            let held_out = data.held_out.as_ref().ok_or(Error::NoHeldOutData)?;
+            let micro_batch = (EVALUATE_TOKENS / spec.seq_len).max(1) as usize;
+            let start = Instant::now();
+            let loss = model::perplexity::evaluate(decoder, &held_out.ids, micro_batch, &mut |done, total| {
+                control.step(done, total)
+            })?;
+            tracing::info!(loss = loss.mean, segments = loss.segments, "held-out loss");
+            Ok(v1::EvaluateResult {
+                loss: loss.mean,
+                segments: loss.segments,
+                segments_in_data: held_out.in_data,
+                tokens: loss.tokens,
+                seconds: start.elapsed().as_secs_f64(),
+                peak_memory_bytes: peak_memory_bytes(),
+            })
+        })
+        .await
+    }
+
+    /// Returns the bytes of the layers that differ from the base model, or none when the decoder is loaded already.
+    async fn changed(&self, key: DecoderKey) -> Result<Vec<LayerBytes>, Error> {
+        let manifest = key.checkpoint.clone();
+        if self.with_session(move |session| Ok(session.holds(&key))).await? {
+            return Ok(Vec::new());
+        }
+        let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
+        Ok(checkpoint::layers(&self.store, checkpoint.layers).await?)
+    }
+
+    /// Returns the blocks whose factors are not in the store from an earlier attempt.
+    async fn not_stored(&self, key: &SweepKey, blocks: Vec<u32>) -> Result<Vec<u32>, Error> {
+        let mut missing = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            if !self.store.exists(&keys::factors(key, block)).await? {
+                missing.push(block);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Releases what waits on the shelf and is in the store nevertheless; returns only when the store fails.
+    async fn release_stored(&self, key: &SweepKey) -> Error {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            for block in self.shelf.status().waiting {
+                let stored = match self.store.exists(&keys::factors(key, block)).await {
+                    Ok(stored) => stored,
+                    Err(error) => return error.into(),
+                };
+                if stored && let Err(error) = self.shelf.release(key, block, Duration::ZERO).await {
+                    tracing::debug!(block, %error, "a stored block was not released");
+                }
+            }
+        }
+    }
+
+    /// Runs a short job on the compute thread.
+    async fn with_session<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Session) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let session = Arc::clone(&self.session);
+        let locked = move || job(&mut session.lock().unwrap_or_else(PoisonError::into_inner));
+        self.compute.run(locked).await?
+    }
+
+    /// Runs a long job on the compute thread that reports progress and stops when the lease is lost.
+    async fn with_control<T: Send + 'static>(
+        &self,
+        lease: &Lease,
+        job: impl FnOnce(&mut Session, &mut Control) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (lease, compute) = (lease.clone(), self.compute.clone());
+        self.with_session(move |session| {
+            // Asked between steps and while waiting: a good place to say that the thread lives.
+            let cancelled = || {
+                compute.touch();
+                lease.token().is_cancelled()
+            };
+            let mut progress = |done, total| lease.progress(done, total);
+            job(session, &mut Control { progress: &mut progress, cancelled: &cancelled })
+        })
+        .await
+    }
+}
+
+/// Tells the coordinator how a task ended. A task that was stopped is given back by the worker's loop.
+async fn report(lease: &Lease, result: Result<TaskResult, Error>, took: Duration) {
+    let reported = match result {
+        Ok(result) => lease.complete(result, took.as_secs_f64()).await,
+        Err(error) => match error.class() {
+            Some(class) => {
+                tracing::warn!(task = lease.task_id(), error = status::chain(&error), "task failed");
+                lease.fail(class, status::chain(&error)).await
+            }
+            None => Ok(()),
+        },
+    };
+    match reported {
+        Ok(()) => {}
+        Err(LeaseError::Dropped) => tracing::debug!(task = lease.task_id(), "the lease was lost before the end"),
+        Err(error) => tracing::warn!(task = lease.task_id(), %error, "the end of a task was not reported"),
+    }
+}

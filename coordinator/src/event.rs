@@ -1,0 +1,330 @@
+//! What a run's journal says: one event a committed step, and the history that they add up to.
+//!
+//! The journal is the only memory of a run. A coordinator that starts folds it into a [`History`] and goes on where
+//! that ends; there is no second state that could disagree with it.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use types::{
+    Checkpoint, DataDescription, Evaluation, LayerCut, LayerReport, LayerState, ModelDescription, ObjectRef, RunSpec,
+    Sizes,
+};
+
+/// One committed step of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant)] // read once, folded, dropped: not worth a box
+pub enum Event {
+    /// The run exists.
+    Created {
+        /// What was asked for.
+        spec: RunSpec,
+    },
+    /// A coordinator took the run over. Its predecessor, if it still lives, meets this record and stops.
+    TakenOver {
+        /// How many coordinators have had this run.
+        epoch: u64,
+    },
+    /// Model and data were checked and described.
+    Prepared(Prepared),
+    /// Loss on the held-out data after a shot; shot 0 is the dense model.
+    Evaluated(Evaluated),
+    /// A shot began.
+    ShotOpened {
+        /// Its number, from 1.
+        shot: u32,
+        /// Largest size after it, in the target's figure.
+        limit: u64,
+    },
+    /// All factors of one shard are in the store.
+    ShardCalibrated(ShardCalibrated),
+    /// The removal paths of one block are in the store.
+    BlockScored(BlockScored),
+    /// The one threshold: how far along its path each layer goes.
+    CutChosen(CutChosen),
+    /// One block's new weights are in the store.
+    BlockUpdated(BlockUpdated),
+    /// The checkpoint's manifest is in the store: the shot exists.
+    ShotCommitted {
+        /// Which shot.
+        shot: u32,
+        /// Key of the manifest.
+        checkpoint: String,
+        /// Size now.
+        sizes: Sizes,
+        /// Layer by layer.
+        layers: Vec<LayerReport>,
+        /// Predicted rise of the loss by the whole shot, nats per token.
+        predicted: f64,
+    },
+    /// The final folder has its final name.
+    Materialised(Materialised),
+    /// The end: all done.
+    Succeeded,
+    /// The end: cannot be done.
+    Failed {
+        /// Machine-readable, from the published list.
+        code: String,
+        /// Every cause, outermost first.
+        reason: String,
+    },
+    /// The end: no longer wanted.
+    Cancelled,
+}
+
+/// What Prepare found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The model.
+    pub model: ModelDescription,
+    /// Calibration data.
+    pub data: DataDescription,
+    /// Held-out data.
+    pub eval_data: Option<DataDescription>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// One evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// After which shot.
+    pub shot: u32,
+    /// The figure and its protocol.
+    pub evaluation: Evaluation,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Seconds in the forward passes.
+    pub seconds: f64,
+    /// Largest resident memory of the calibrator so far, bytes.
+    pub peak_memory: u64,
+}
+
+/// Sums of one sweep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardCalibrated {
+    /// Which shot.
+    pub shot: u32,
+    /// Which shard.
+    pub shard: u32,
+    /// Negative log-likelihood over all targets, nats.
+    pub loss_sum: f64,
+    /// Targets.
+    pub targets: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Seconds of the task, then by part.
+    pub seconds: SweepSeconds,
+    /// Bytes of factors handed over.
+    pub factor_bytes: u64,
+    /// Largest resident memory of the calibrator so far, bytes.
+    pub peak_memory: u64,
+}
+
+/// Where a sweep's time went.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct SweepSeconds {
+    /// The whole task.
+    pub total: f64,
+    /// Forward without graph.
+    pub forward: f64,
+    /// Final norm, head, loss.
+    pub head: f64,
+    /// Recomputation and input gradients.
+    pub backward: f64,
+    /// Sums of factors.
+    pub gram: f64,
+    /// Waiting for a surgeon.
+    pub wait: f64,
+}
+
+/// Paths of one block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockScored {
+    /// Which shot.
+    pub shot: u32,
+    /// Which block.
+    pub block: u32,
+    /// Where the paths lie.
+    pub paths: ObjectRef,
+    /// Seconds of computing.
+    pub seconds: f64,
+}
+
+/// The decision of one shot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CutChosen {
+    /// Which shot.
+    pub shot: u32,
+    /// One number a layer.
+    pub cuts: Vec<LayerCut>,
+    /// Cost per freed weight at the cut; `None` for uniform widths.
+    pub threshold: Option<f64>,
+    /// Predicted rise of the loss, nats per token.
+    pub predicted: f64,
+    /// The same for the shape that was not asked for.
+    pub predicted_other_shape: Option<f64>,
+    /// Prunable weights that the shot frees.
+    pub freed_prunable: u64,
+    /// Layers whose damping had to be raised.
+    pub damped_layers: u32,
+    /// Largest damping used, as a fraction of the mean of the diagonal.
+    pub largest_damping: f64,
+    /// Layer by layer: damping used (removals are filled in when the shot is committed).
+    pub layers: Vec<LayerReport>,
+}
+
+/// New weights of one block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockUpdated {
+    /// Which shot.
+    pub shot: u32,
+    /// Which block.
+    pub block: u32,
+    /// The block's layers that differ from the base model.
+    pub layers: Vec<LayerState>,
+    /// Predicted rise of the loss by each of these layers' removal, nats per token.
+    pub predicted: Vec<f64>,
+    /// Seconds of computing.
+    pub seconds: f64,
+}
+
+/// The final folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Materialised {
+    /// The folder.
+    pub output: String,
+    /// Digest over its files.
+    pub blake3: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Largest difference of logits before writing and after reading back.
+    pub logit_difference: f64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    /// All done.
+    Succeeded,
+    /// Cannot be done.
+    Failed {
+        /// Machine-readable.
+        code: String,
+        /// Every cause.
+        reason: String,
+    },
+    /// No longer wanted.
+    Cancelled,
+}
+
+/// The journal of a run, folded.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    /// What was asked for.
+    pub spec: Option<RunSpec>,
+    /// Coordinators that have had this run.
+    pub epoch: u64,
+    /// Model and data.
+    pub prepared: Option<Prepared>,
+    /// Evaluations by shot.
+    pub evaluations: BTreeMap<u32, Evaluated>,
+    /// Shots by number.
+    pub shots: BTreeMap<u32, ShotHistory>,
+    /// The final folder.
+    pub materialised: Option<Materialised>,
+    /// The end, if it came.
+    pub ending: Option<Ending>,
+}
+
+/// What is known of one shot.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ShotHistory {
+    /// Largest size after it.
+    pub limit: u64,
+    /// Shards swept.
+    pub shards: BTreeMap<u32, ShardCalibrated>,
+    /// Blocks scored.
+    pub scored: BTreeMap<u32, BlockScored>,
+    /// The cut.
+    pub cut: Option<CutChosen>,
+    /// Blocks updated.
+    pub updated: BTreeMap<u32, BlockUpdated>,
+    /// The manifest's key, size, layers and predicted rise.
+    pub committed: Option<Committed>,
+}
+
+/// A committed shot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Committed {
+    /// Key of the manifest.
+    pub checkpoint: String,
+    /// Size.
+    pub sizes: Sizes,
+    /// Layer by layer.
+    pub layers: Vec<LayerReport>,
+    /// Predicted rise of the loss.
+    pub predicted: f64,
+}
+
+impl History {
+    /// Adds one event. Later events of the same step replace earlier ones, so that a repeated step does no harm.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Created { spec } => self.spec = Some(spec),
+            Event::TakenOver { epoch } => self.epoch = epoch,
+            Event::Prepared(p) => self.prepared = Some(p),
+            Event::Evaluated(e) => {
+                self.evaluations.insert(e.shot, e);
+            }
+            Event::ShotOpened { shot, limit } => self.shots.entry(shot).or_default().limit = limit,
+            Event::ShardCalibrated(s) => {
+                self.shots.entry(s.shot).or_default().shards.insert(s.shard, s);
+            }
+            Event::BlockScored(b) => {
+                self.shots.entry(b.shot).or_default().scored.insert(b.block, b);
+            }
+            Event::CutChosen(c) => {
+                let shot = c.shot;
+                self.shots.entry(shot).or_default().cut = Some(c);
+            }
+            Event::BlockUpdated(b) => {
+                self.shots.entry(b.shot).or_default().updated.insert(b.block, b);
+            }
+            Event::ShotCommitted { shot, checkpoint, sizes, layers, predicted } => {
+                self.shots.entry(shot).or_default().committed =
+                    Some(Committed { checkpoint, sizes, layers, predicted });
+            }
+            Event::Materialised(m) => self.materialised = Some(m),
+            Event::Succeeded => self.ending = Some(Ending::Succeeded),
+            Event::Failed { code, reason } => self.ending = Some(Ending::Failed { code, reason }),
+            Event::Cancelled => self.ending = Some(Ending::Cancelled),
+        }
+    }
+
+    /// Returns the last committed shot; 0 for none.
+    pub fn shots_done(&self) -> u32 {
+        self.shots.iter().filter(|(_, s)| s.committed.is_some()).map(|(n, _)| *n).max().unwrap_or(0)
+    }
+
+    /// Returns the key of the checkpoint after `shot`; empty for the base model.
+    pub fn checkpoint(&self, shot: u32) -> String {
+        self.shots.get(&shot).and_then(|s| s.committed.as_ref()).map(|c| c.checkpoint.clone()).unwrap_or_default()
+    }
+
+    /// Returns the size after `shot`; the dense size for shot 0.
+    pub fn sizes(&self, shot: u32) -> Option<Sizes> {
+        if shot == 0 {
+            return self.prepared.as_ref().map(|p| p.model.dense);
+        }
+        self.shots.get(&shot).and_then(|s| s.committed.as_ref()).map(|c| c.sizes)
+    }
+
+    /// Returns the checkpoint after `shot`: the layers that differ from the base model, in block order.
+    pub fn checkpoint_after(&self, shot: u32) -> Checkpoint {
+        let layers = self.shots.get(&shot).map(|s| s.updated.values().flat_map(|b| b.layers.clone()).collect());
+        Checkpoint { shot, layers: layers.unwrap_or_default() }
+    }
+}

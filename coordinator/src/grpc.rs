@@ -1,0 +1,192 @@
+//! CoordinatorService, the public one: decode, call, encode.
+
+use crate::run::Run;
+use crate::runs::{Coordinator, CreateError};
+use proto::convert::{required, run_name, run_of_name};
+use proto::v1;
+use proto::v1::coordinator_service_server::CoordinatorService;
+use service::status::{Reason, chain, invalid_message, spec_invalid};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+/// A stream that has said nothing for this long says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Progress is sent at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Runs a page when the caller does not say.
+const DEFAULT_PAGE: usize = 100;
+
+type Events = Pin<Box<dyn Stream<Item = Result<v1::WatchRunResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl CoordinatorService for Coordinator {
+    type WatchRunStream = Events;
+
+    async fn create_run(
+        &self,
+        request: Request<v1::CreateRunRequest>,
+    ) -> Result<Response<v1::CreateRunResponse>, Status> {
+        let request = request.into_inner();
+        let spec = required("spec", request.spec).map_err(|e| invalid_message(&e))?;
+        let spec = spec.try_into().map_err(|e| spec_invalid(&e))?;
+        if request.validate_only {
+            let run = v1::Run { spec: Some(v1::RunSpec::from(spec)), ..v1::Run::default() };
+            return Ok(Response::new(v1::CreateRunResponse { run: Some(run) }));
+        }
+        let run = self.create(&request.request_id, spec).await.map_err(|e| create_status(&e))?;
+        Ok(Response::new(v1::CreateRunResponse { run: Some(describe(&run)) }))
+    }
+
+    async fn get_run(&self, request: Request<v1::GetRunRequest>) -> Result<Response<v1::GetRunResponse>, Status> {
+        let run = self.find(&request.into_inner().name)?;
+        Ok(Response::new(v1::GetRunResponse { run: Some(describe(&run)) }))
+    }
+
+    async fn list_runs(&self, request: Request<v1::ListRunsRequest>) -> Result<Response<v1::ListRunsResponse>, Status> {
+        let request = request.into_inner();
+        let page = usize::try_from(request.page_size).ok().filter(|n| *n > 0).unwrap_or(DEFAULT_PAGE).min(1000);
+        let mut runs = self.all();
+        runs.sort_by(|a, b| (b.created_ms(), b.id()).cmp(&(a.created_ms(), a.id())));
+        let start = match request.page_token.as_str() {
+            "" => 0,
+            // The token is the last run of the page before.
+            token => runs.iter().position(|r| r.id().as_str() == token).map_or(runs.len(), |at| at + 1),
+        };
+        let listed: Vec<_> = runs.iter().skip(start).take(page).collect();
+        let more = start + listed.len() < runs.len();
+        let next_page_token = listed.last().filter(|_| more).map(|r| r.id().to_string()).unwrap_or_default();
+        Ok(Response::new(v1::ListRunsResponse { runs: listed.iter().map(|r| describe(r)).collect(), next_page_token }))
+    }
+
+    async fn watch_run(&self, request: Request<v1::WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
+        let request = request.into_inner();
+        let run = self.find(&request.name)?;
+        Ok(Response::new(Box::pin(watch(run, request.from_sequence))))
+    }
+
+    async fn cancel_run(
+        &self,
+        request: Request<v1::CancelRunRequest>,
+    ) -> Result<Response<v1::CancelRunResponse>, Status> {
+        let run = self.find(&request.into_inner().name)?;
+        self.cancel(&run).await.map_err(|e| e.status())?;
+        Ok(Response::new(v1::CancelRunResponse { run: Some(describe(&run)) }))
+    }
+
+    async fn pause_run(&self, request: Request<v1::PauseRunRequest>) -> Result<Response<v1::PauseRunResponse>, Status> {
+        let run = self.find(&request.into_inner().name)?;
+        self.pause(&run).await;
+        Ok(Response::new(v1::PauseRunResponse { run: Some(describe(&run)) }))
+    }
+
+    async fn get_run_report(
+        &self,
+        request: Request<v1::GetRunReportRequest>,
+    ) -> Result<Response<v1::GetRunReportResponse>, Status> {
+        let run = self.find(&request.into_inner().name)?;
+        let report = run.history(|h| crate::report::build(run.id(), run.spec(), h));
+        let report =
+            report.ok_or_else(|| Reason::ReportNotReady.status("the run is not prepared yet; ask again later"))?;
+        let report_json = serde_json::to_string_pretty(&report).map_err(|e| Reason::Internal.status(e.to_string()))?;
+        Ok(Response::new(v1::GetRunReportResponse { report_json }))
+    }
+
+    async fn get_server_info(
+        &self,
+        _request: Request<v1::GetServerInfoRequest>,
+    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+        let version = proto::VERSION.to_owned();
+        Ok(Response::new(v1::GetServerInfoResponse { version, journal_format: crate::journal::FORMAT }))
+    }
+}
+
+impl Coordinator {
+    fn find(&self, name: &str) -> Result<Arc<Run>, Status> {
+        let id = run_of_name("name", name).map_err(|e| invalid_message(&e))?;
+        self.get(&id).ok_or_else(|| Reason::RunNotFound.status(format!("there is no run '{name}' in this store")))
+    }
+}
+
+fn create_status(error: &CreateError) -> Status {
+    match error {
+        CreateError::RequestIdReused { .. } => Reason::RequestIdReused.status(chain(error)),
+        CreateError::Run(source) => source.status(),
+    }
+}
+
+/// Returns a run as the API shows it.
+fn describe(run: &Run) -> v1::Run {
+    let standing = run.standing();
+    let (shots_done, before, now) = run.history(|h| {
+        let done = h.shots_done();
+        (done, h.sizes(0), h.sizes(done))
+    });
+    v1::Run {
+        name: run_name(run.id()),
+        spec: Some(run.spec().clone().into()),
+        state: standing.state as i32,
+        reason: standing.reason,
+        reason_code: standing.code,
+        create_time: Some(timestamp(run.created_ms())),
+        shots_done,
+        before: before.map(Into::into),
+        now: now.map(Into::into),
+    }
+}
+
+fn timestamp(ms: u64) -> proto::prost_types::Timestamp {
+    proto::timestamp(UNIX_EPOCH + Duration::from_millis(ms))
+}
+
+/// Returns the run's records from `from` on, then what happens, until it ends or pauses.
+fn watch(run: Arc<Run>, from: u64) -> impl Stream<Item = Result<v1::WatchRunResponse, Status>> + Send {
+    let (sender, receiver) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        // An error means that the caller is gone, which ends the task.
+        let _ = follow(&run, from.max(1), &sender).await;
+    });
+    tokio_stream::wrappers::ReceiverStream::new(receiver)
+}
+
+type Sender = tokio::sync::mpsc::Sender<Result<v1::WatchRunResponse, Status>>;
+
+async fn follow(
+    run: &Run,
+    mut next: u64,
+    sender: &Sender,
+) -> Result<(), tokio::sync::mpsc::error::SendError<Result<v1::WatchRunResponse, Status>>> {
+    use v1::run_event::Event as E;
+    let mut changed = run.watch();
+    let mut shown: Vec<v1::StageProgress> = Vec::new();
+    let send = async |sequence: u64, time_ms: u64, event: E| {
+        let event = v1::RunEvent { sequence, time: Some(timestamp(time_ms)), event: Some(event) };
+        sender.send(Ok(v1::WatchRunResponse { event: Some(event) })).await
+    };
+    loop {
+        changed.mark_unchanged();
+        let standing = run.standing(); // before the records: whatever led to it is then among them
+        for record in run.records_from(next) {
+            next = record.sequence + 1;
+            send(record.sequence, record.time_ms, E::RecordJson(record.json)).await?;
+        }
+        let now = crate::run::now_ms();
+        if standing.state != v1::RunState::Running {
+            send(0, now, E::Ended(describe(run))).await?;
+            return Ok(());
+        }
+        let progress = run.progress();
+        for stage in progress.iter().filter(|p| !shown.contains(p)) {
+            send(0, now, E::Progress(*stage)).await?;
+        }
+        shown = progress;
+        tokio::time::sleep(PROGRESS_EVERY).await;
+        // Progress of leased tasks changes without a ring, so the wait is short while there is any.
+        let wait = if shown.is_empty() { HEARTBEAT } else { PROGRESS_EVERY };
+        if tokio::time::timeout(wait, changed.changed()).await.is_err() && shown.is_empty() {
+            send(0, now, E::Heartbeat(v1::Heartbeat {})).await?;
+        }
+    }
+}

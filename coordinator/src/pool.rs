@@ -1,0 +1,252 @@
+//! Workers and their tasks, as the handlers and the runs share them: the board of leases with a clock, a bell that
+//! rings when there is work, and the plan of where each shard's factors come from.
+
+use crate::tasks::{Board, Completion, Held, LEASE, LeaseError, Outcome, TaskFailure};
+use planning::retry::Decision;
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::task::Work;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
+use types::WorkerId;
+
+/// A worker that has introduced itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) role: v1::WorkerRole,
+    pub(crate) endpoint: String,
+}
+
+/// A plan: the state of every shard of one shot, and its version.
+pub(crate) type Plan = (u64, BTreeMap<u32, v1::ShardSource>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    board: Board,
+    members: HashMap<WorkerId, Member>,
+    plans: HashMap<(String, u32), watch::Sender<Plan>>,
+}
+
+/// All workers and tasks of a coordinator.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    inner: Mutex<Inner>,
+    bell: Notify,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a worker known. One that comes back under its name has lost what it held.
+    pub(crate) fn register(&self, worker: WorkerId, member: Member) {
+        let mut inner = self.lock();
+        let freed = inner.board.forget_worker(&worker, Instant::now());
+        inner.members.insert(worker, member);
+        for task in &freed {
+            inner.show(task, None);
+        }
+        drop(inner);
+        self.bell.notify_waiters();
+    }
+
+    pub(crate) fn member(&self, worker: &WorkerId) -> Option<Member> {
+        self.lock().members.get(worker).cloned()
+    }
+
+    /// Puts tasks on the board, all before any of them can be leased.
+    pub(crate) fn submit(
+        &self,
+        tasks: Vec<v1::Task>,
+        role: v1::WorkerRole,
+    ) -> Vec<(String, oneshot::Receiver<Outcome>)> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let submitted = tasks.into_iter().map(|task| inner.board.submit(task, role, now)).collect();
+        drop(inner);
+        self.bell.notify_waiters();
+        submitted
+    }
+
+    /// Leases tasks to a worker, waiting up to `wait` for some.
+    pub(crate) async fn lease(&self, worker: &WorkerId, member: &Member, max: usize, wait: Duration) -> Vec<v1::Task> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let rung = self.bell.notified();
+            tokio::pin!(rung);
+            rung.as_mut().enable(); // before the look, or a ring in between would be lost
+            let next_free = {
+                let mut inner = self.lock();
+                let peers = inner.peers(member.role);
+                let tasks = inner.board.lease(worker, member.role, &peers, max, Instant::now());
+                if !tasks.is_empty() {
+                    for task in &tasks {
+                        inner.show(task, Some(member.endpoint.clone()));
+                    }
+                    return tasks;
+                }
+                inner.board.next_free(member.role)
+            };
+            let until = next_free.map_or(deadline, |free| free.min(deadline));
+            if tokio::time::timeout_at(until, rung).await.is_err() && Instant::now() >= deadline {
+                return Vec::new();
+            }
+        }
+    }
+
+    /// Renews leases; returns the tasks that the worker should drop.
+    pub(crate) fn heartbeat(&self, worker: &WorkerId, tasks: &[v1::TaskProgress]) -> Vec<String> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        tasks.iter().filter(|t| inner.board.renew(worker, t, now).is_err()).map(|t| t.task_id.clone()).collect()
+    }
+
+    /// Hands a result to the run and waits until it is durable.
+    pub(crate) async fn complete(
+        &self,
+        held: Held<'_>,
+        result: TaskResult,
+        seconds: f64,
+    ) -> Result<Result<(), tonic::Status>, LeaseError> {
+        let outcome = match self.lock().board.complete(held) {
+            Ok(outcome) => outcome,
+            Err(LeaseError::Committed { .. }) => return Ok(Ok(())), // a repeated call: the first was answered, or lost
+            Err(error) => return Err(error),
+        };
+        let (ack, acked) = oneshot::channel();
+        let unknown = || LeaseError::Unknown { task: held.task_id.to_owned() };
+        outcome.send(Ok(Completion { result, seconds, ack })).map_err(|_| unknown())?;
+        acked.await.map_err(|_| unknown())
+    }
+
+    /// Notes that a task's result is durable.
+    pub(crate) fn committed(&self, task_id: &str) {
+        let mut inner = self.lock();
+        inner.board.committed(task_id);
+        if let Some(task) = inner.board.task(task_id).cloned() {
+            inner.show_stored(&task);
+        }
+    }
+
+    /// Notes a failure and decides what follows.
+    pub(crate) fn fail(&self, held: Held<'_>, failure: TaskFailure, jitter: f64) -> Result<Decision, LeaseError> {
+        let mut inner = self.lock();
+        let task = inner.board.task(held.task_id).cloned();
+        let role = inner.members.get(held.worker).map(|m| m.role);
+        let live = role.map_or(1, |role| u32::try_from(inner.peers(role).len()).unwrap_or(u32::MAX));
+        let decision = inner.board.fail(held, failure, live, jitter, Instant::now())?;
+        if let Some(task) = task {
+            inner.show(&task, None);
+        }
+        drop(inner);
+        self.bell.notify_waiters();
+        Ok(decision)
+    }
+
+    pub(crate) fn release(&self, held: Held<'_>) -> Result<(), LeaseError> {
+        let mut inner = self.lock();
+        inner.board.release(held, Instant::now())?;
+        if let Some(task) = inner.board.task(held.task_id).cloned() {
+            inner.show(&task, None);
+        }
+        drop(inner);
+        self.bell.notify_waiters();
+        Ok(())
+    }
+
+    /// Frees tasks of silent workers. Called once a second.
+    pub(crate) fn expire(&self) {
+        let mut inner = self.lock();
+        let live = u32::try_from(inner.members.len()).unwrap_or(u32::MAX);
+        let freed = inner.board.expire(live, Instant::now());
+        for task in &freed {
+            tracing::warn!(run = %task.run, shot = task.shot, task = %task.task_id, "lease expired");
+            inner.show(task, None);
+        }
+        drop(inner);
+        if !freed.is_empty() {
+            self.bell.notify_waiters();
+        }
+    }
+
+    /// Forgets a run: its tasks and plans.
+    pub(crate) fn remove_run(&self, run: &str) {
+        let mut inner = self.lock();
+        inner.board.remove_run(run);
+        inner.plans.retain(|(r, _), _| r != run);
+    }
+
+    /// Opens the plan of a shot: `stored` shards need no sweep.
+    pub(crate) fn open_plan(&self, run: &str, shot: u32, shards: u32, stored: impl Fn(u32) -> bool) {
+        let sources = (0..shards)
+            .map(|shard| {
+                let state = if stored(shard) { v1::ShardState::Stored } else { v1::ShardState::Waiting };
+                (shard, v1::ShardSource { shard, state: state as i32, endpoint: String::new(), generation: 0 })
+            })
+            .collect();
+        let (sender, _) = watch::channel((1, sources));
+        self.lock().plans.insert((run.to_owned(), shot), sender);
+    }
+
+    /// Returns the plan of a shot once its version is above `known`, or as it is when `wait` is over.
+    pub(crate) async fn plan(&self, run: &str, shot: u32, known: u64, wait: Duration) -> Option<Plan> {
+        let mut receiver = self.lock().plans.get(&(run.to_owned(), shot))?.subscribe();
+        let newer = async { receiver.wait_for(|(version, _)| *version > known).await.map(|plan| plan.clone()) };
+        match tokio::time::timeout(wait, newer).await {
+            Ok(plan) => plan.ok(),
+            Err(_) => Some(receiver.borrow().clone()),
+        }
+    }
+
+    /// Returns how far the leased tasks of a run are, summed by stage.
+    pub(crate) fn progress(&self, run: &str) -> Vec<v1::StageProgress> {
+        let mut sums: BTreeMap<(u32, i32), (u64, u64)> = BTreeMap::new();
+        for (task, (done, total)) in self.lock().board.progress(run) {
+            let stage = match task.work {
+                Some(Work::Prepare(_)) => v1::Stage::Prepare,
+                Some(Work::Evaluate(_)) => v1::Stage::Evaluate,
+                Some(Work::Materialise(_)) => v1::Stage::Materialise,
+                Some(Work::Calibrate(_)) => v1::Stage::Calibrate,
+                Some(Work::Score(_) | Work::Update(_)) | None => continue, // counted by their stages, block by block
+            };
+            let sum = sums.entry((task.shot, stage as i32)).or_default();
+            *sum = (sum.0 + done, sum.1 + total);
+        }
+        sums.into_iter().map(|((shot, stage), (done, total))| v1::StageProgress { shot, stage, done, total }).collect()
+    }
+}
+
+impl Inner {
+    fn peers(&self, role: v1::WorkerRole) -> Vec<WorkerId> {
+        self.members.iter().filter(|(_, m)| m.role == role).map(|(worker, _)| worker.clone()).collect()
+    }
+
+    /// Shows in the plan who sweeps a shard now; `None` for nobody.
+    fn show(&mut self, task: &v1::Task, endpoint: Option<String>) {
+        let state = if endpoint.is_some() { v1::ShardState::Running } else { v1::ShardState::Waiting };
+        self.set_source(task, state, endpoint.unwrap_or_default());
+    }
+
+    fn show_stored(&mut self, task: &v1::Task) {
+        self.set_source(task, v1::ShardState::Stored, String::new());
+    }
+
+    fn set_source(&mut self, task: &v1::Task, state: v1::ShardState, endpoint: String) {
+        let Some(Work::Calibrate(work)) = &task.work else { return };
+        let Some(plan) = self.plans.get(&(task.run.clone(), task.shot)) else { return };
+        let source = v1::ShardSource { shard: work.shard, state: state as i32, endpoint, generation: task.generation };
+        plan.send_modify(|(version, shards)| {
+            *version += 1;
+            shards.insert(work.shard, source);
+        });
+    }
+}
+
+/// Returns how long a lease lasts, in seconds.
+pub(crate) fn lease_seconds() -> u32 {
+    u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,244 @@
+//! One run: its spec, its journal, what is known of it, and how its stages get tasks done.
+
+use crate::error::RunError;
+use crate::event::{Event, History};
+use crate::journal::{Journal, Stored};
+use crate::pool::Pool;
+use crate::tasks::{Completion, Outcome};
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::task::Work;
+use service::store::Store;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use types::{RunId, RunSpec};
+
+/// Where a run stands, besides what its journal says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) state: v1::RunState,
+    pub(crate) reason: String,
+    pub(crate) code: String,
+}
+
+impl Standing {
+    pub(crate) fn plain(state: v1::RunState) -> Self {
+        Self { state, reason: String::new(), code: String::new() }
+    }
+}
+
+/// One run, shared by its driver and by the handlers that look at it.
+#[derive(Debug)]
+pub struct Run {
+    id: RunId,
+    spec: RunSpec,
+    store: Store,
+    pool: Arc<Pool>,
+    journal: Option<Journal>,
+    known: Mutex<Known>,
+    changed: watch::Sender<u64>,
+    pub(crate) stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Known {
+    history: History,
+    records: Vec<Stored>,
+    standing: Standing,
+    /// Stages that count what they finish: (shot, stage) → (done, total).
+    stage: Option<v1::StageProgress>,
+}
+
+impl Run {
+    /// Joins what a journal said with where the run stands. Without a journal the run can only be looked at.
+    pub(crate) fn new(
+        id: RunId,
+        spec: RunSpec,
+        store: Store,
+        pool: Arc<Pool>,
+        journal: Option<Journal>,
+        records: Vec<(Stored, Event)>,
+        standing: Standing,
+    ) -> Self {
+        let mut history = History::default();
+        let mut stored = Vec::with_capacity(records.len());
+        for (record, event) in records {
+            history.apply(event);
+            stored.push(record);
+        }
+        let known = Mutex::new(Known { history, records: stored, standing, stage: None });
+        let (changed, _) = watch::channel(0);
+        Self { id, spec, store, pool, journal, known, changed, stop: CancellationToken::new() }
+    }
+
+    /// Returns the run's name.
+    pub fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    /// Returns what was asked for.
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // A panic while holding the lock leaves whole values behind: every write below is one assignment or push.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what `look` sees in the folded journal.
+    pub fn history<T>(&self, look: impl FnOnce(&History) -> T) -> T {
+        look(&self.known().history)
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.known().standing.clone()
+    }
+
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        self.known().standing = standing;
+        self.touch();
+    }
+
+    /// Returns journal records from a sequence number on.
+    pub(crate) fn records_from(&self, sequence: u64) -> Vec<Stored> {
+        let known = self.known();
+        let start = known.records.partition_point(|r| r.sequence < sequence);
+        known.records[start..].to_vec()
+    }
+
+    /// Returns when the run was created, milliseconds since 1970.
+    pub(crate) fn created_ms(&self) -> u64 {
+        self.known().records.first().map_or(0, |r| r.time_ms)
+    }
+
+    /// Returns a receiver that is told of every change.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn touch(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Notes how far the present stage is.
+    pub(crate) fn set_stage(&self, shot: u32, stage: v1::Stage, done: u64, total: u64) {
+        self.known().stage = Some(v1::StageProgress { shot, stage: stage as i32, done, total });
+        self.touch();
+    }
+
+    /// Returns how far every stage under way is.
+    pub(crate) fn progress(&self) -> Vec<v1::StageProgress> {
+        let mut all = self.pool.progress(self.id.as_str());
+        all.extend(self.known().stage.iter().copied());
+        all
+    }
+
+    /// Makes an event durable, then known.
+    pub(crate) async fn record(&self, event: Event) -> Result<(), RunError> {
+        let Some(journal) = &self.journal else {
+            unreachable!("only a run that is driven records; runs without a journal are never driven");
+        };
+        let stored = journal.append(&event, now_ms()).await?;
+        {
+            let mut known = self.known();
+            known.history.apply(event);
+            known.records.push(stored);
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// Submits tasks, all at once: a worker that leases a batch must see them all, or it could wait for what is not leased.
+    pub(crate) fn submit(&self, shot: u32, role: v1::WorkerRole, works: Vec<Work>) -> Vec<Submitted> {
+        let stages: Vec<_> = works.iter().map(stage_name).collect();
+        let tasks = works.into_iter().map(|work| v1::Task {
+            task_id: String::new(),
+            run: self.id.to_string(),
+            shot,
+            generation: 0,
+            spec: Some(self.spec.clone().into()),
+            work: Some(work),
+        });
+        let submitted = self.pool.submit(tasks.collect(), role);
+        let join = |(stage, (task_id, outcome))| Submitted { stage, task_id, outcome };
+        stages.into_iter().zip(submitted).map(join).collect()
+    }
+
+    /// Waits for a task's result, makes `to_event` of it durable, then answers the worker.
+    pub(crate) async fn finish(
+        &self,
+        submitted: Submitted,
+        to_event: impl FnOnce(TaskResult, f64) -> Result<Event, RunError>,
+    ) -> Result<(), RunError> {
+        let Submitted { stage, task_id, outcome } = submitted;
+        let Completion { result, seconds, ack } = match outcome.await.map_err(|_| RunError::Stopped)? {
+            Ok(completion) => completion,
+            Err(failure) => return Err(RunError::Task { stage, failure }),
+        };
+        let committed = match to_event(result, seconds) {
+            Ok(event) => self.record(event).await,
+            Err(error) => Err(error),
+        };
+        match committed {
+            Ok(()) => {
+                self.pool.committed(&task_id);
+                let _ = ack.send(Ok(())); // the worker may have gone; the result is durable all the same
+                Ok(())
+            }
+            Err(error) => {
+                let _ = ack.send(Err(error.status()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Gets one task done: submits it and finishes it.
+    pub(crate) async fn perform(
+        &self,
+        shot: u32,
+        role: v1::WorkerRole,
+        work: Work,
+        to_event: impl FnOnce(TaskResult, f64) -> Result<Event, RunError>,
+    ) -> Result<(), RunError> {
+        let Some(submitted) = self.submit(shot, role, vec![work]).pop() else {
+            unreachable!("one work submitted gives one task");
+        };
+        self.finish(submitted, to_event).await
+    }
+}
+
+/// A task on the board, and where its outcome arrives.
+#[derive(Debug)]
+pub(crate) struct Submitted {
+    stage: &'static str,
+    task_id: String,
+    outcome: oneshot::Receiver<Outcome>,
+}
+
+fn stage_name(work: &Work) -> &'static str {
+    match work {
+        Work::Prepare(_) => "prepare",
+        Work::Calibrate(_) => "calibrate",
+        Work::Score(_) => "score",
+        Work::Update(_) => "update",
+        Work::Evaluate(_) => "evaluate",
+        Work::Materialise(_) => "materialise",
+    }
+}
+
+/// Returns the wall clock, milliseconds since 1970: for people and journals, never for a decision.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,328 @@
+//! All runs of one store: created, found, driven, stopped.
+
+use crate::error::{Consequence, RunError};
+use crate::event::{Ending, Event};
+use crate::journal::{self, Journal};
+use crate::pool::Pool;
+use crate::run::{Run, Standing, now_ms};
+use crate::shot::run_to_the_end;
+use proto::v1;
+use proto::v1::coordinator_service_server::CoordinatorServiceServer;
+use proto::v1::worker_service_server::WorkerServiceServer;
+use service::server::{Peers, Server};
+use service::status::{Reason, chain};
+use service::store::{Store, StoreError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use types::{RunId, RunSpec, WorkerId};
+
+/// How long a shutdown waits for calls under way.
+const GRACE: Duration = Duration::from_secs(3);
+/// Answers to mutating calls that are remembered.
+const MAX_REQUESTS: usize = 10_000;
+
+/// Why a store's runs could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store cannot be listed.
+    #[error("the store's runs cannot be listed")]
+    Store(#[from] StoreError),
+}
+
+/// Why a run could not be created.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    /// The id was used for something else.
+    #[error("request id '{id}' was used for another spec; choose a new one")]
+    RequestIdReused {
+        /// Which id.
+        id: String,
+    },
+    /// The run could not be opened or recorded.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// A coordinator: cheap to clone, all clones are one.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    pool: Arc<Pool>,
+    /// Part of every record we write: nobody else ever has it.
+    writer: String,
+    runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
+    requests: Mutex<HashMap<String, (RunSpec, RunId)>>,
+    libtorch: Mutex<Option<String>>,
+    /// Serialises creation: two equal requests must not open one journal twice.
+    creating: tokio::sync::Mutex<()>,
+}
+
+impl Coordinator {
+    /// Opens a store and folds the journals in it. Runs that have not ended wait for [`v1::CreateRunRequest`] with their spec.
+    pub async fn open(store: Store) -> Result<Self, OpenError> {
+        let shared = Shared {
+            store,
+            pool: Arc::new(Pool::default()),
+            writer: format!("{}-{}-{:08x}", std::process::id(), now_ms(), address_entropy()),
+            runs: Mutex::default(),
+            requests: Mutex::default(),
+            libtorch: Mutex::default(),
+            creating: tokio::sync::Mutex::default(),
+        };
+        let coordinator = Self { shared: Arc::new(shared) };
+        coordinator.load().await?;
+        Ok(coordinator)
+    }
+
+    /// Serves CoordinatorService and WorkerService on `incoming` until `shutdown`; then pauses every run.
+    pub async fn serve<I, C>(
+        self,
+        incoming: I,
+        peers: Peers,
+        shutdown: CancellationToken,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        I: Stream<Item = std::io::Result<C>> + Send + 'static,
+        C: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
+        C::ConnectInfo: Clone + Send + Sync + 'static,
+    {
+        let expiry = tokio::spawn(expire(self.shared.pool.clone(), shutdown.clone()));
+        let coordinator =
+            CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
+        let worker = WorkerServiceServer::new(self.clone()).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
+        let stopping = self.clone();
+        let on_shutdown = shutdown.clone();
+        let pausing = tokio::spawn(async move {
+            on_shutdown.cancelled().await;
+            for run in stopping.all() {
+                stopping.pause(&run).await; // ends their watch streams, without which the server would wait
+            }
+        });
+        let served =
+            Server::new(peers).add_service(coordinator).add_service(worker).serve(incoming, shutdown, GRACE).await;
+        pausing.abort();
+        expiry.abort();
+        served
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+
+    fn runs(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
+        self.shared.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, id: &RunId) -> Option<Arc<Run>> {
+        self.runs().get(id).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Run>> {
+        self.runs().values().cloned().collect()
+    }
+
+    /// All workers must compute with one libtorch: another could give other bits.
+    pub(crate) fn check_libtorch(&self, worker: &WorkerId, version: &str) -> Result<(), Status> {
+        let mut known = self.shared.libtorch.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = known.get_or_insert_with(|| version.to_owned());
+        if first == version {
+            return Ok(());
+        }
+        Err(Reason::VersionMismatch.status(format!(
+            "worker {worker} has libtorch {version}, the others {first}: numbers could differ; run the same version"
+        )))
+    }
+
+    /// Starts the run of a spec, or continues it; a run that failed or was cancelled starts anew under another name.
+    pub(crate) async fn create(&self, request_id: &str, spec: RunSpec) -> Result<Arc<Run>, CreateError> {
+        let _one_at_a_time = self.shared.creating.lock().await;
+        if let Some(run) = self.answered(request_id, &spec)? {
+            return Ok(run);
+        }
+        let id = self.name_for(&spec);
+        let run = match self.get(&id).filter(|r| r.standing().state != v1::RunState::Paused) {
+            Some(run) => run,
+            None => self.start(id, spec.clone()).await?,
+        };
+        if !request_id.is_empty() {
+            let mut requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            if requests.len() >= MAX_REQUESTS {
+                requests.clear();
+            }
+            requests.insert(request_id.to_owned(), (spec, run.id().clone()));
+        }
+        Ok(run)
+    }
+
+    fn answered(&self, request_id: &str, spec: &RunSpec) -> Result<Option<Arc<Run>>, CreateError> {
+        let requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        match requests.get(request_id) {
+            Some((before, _)) if before != spec => Err(CreateError::RequestIdReused { id: request_id.to_owned() }),
+            Some((_, id)) => Ok(self.get(id)),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the first name of this spec whose run has not failed or been cancelled.
+    fn name_for(&self, spec: &RunSpec) -> RunId {
+        let json = serde_json::to_vec(spec).unwrap_or_default();
+        let digest = blake3::hash(&json).to_hex();
+        let base = format!("r-{}", &digest.as_str()[..16]);
+        let runs = self.runs();
+        let names = (1..).map(|n: u32| if n == 1 { base.clone() } else { format!("{base}-{n}") });
+        let usable = |id: &RunId| {
+            let ended = runs.get(id).map(|r| r.standing().state);
+            !matches!(ended, Some(v1::RunState::Failed | v1::RunState::Cancelled))
+        };
+        let mut ids = names.filter_map(|name| RunId::new(&name).ok());
+        ids.find(usable).unwrap_or_else(|| unreachable!("there are more numbers than runs"))
+    }
+
+    async fn start(&self, id: RunId, spec: RunSpec) -> Result<Arc<Run>, RunError> {
+        let shared = &self.shared;
+        let (journal, records) = Journal::open(shared.store.clone(), id.clone(), shared.writer.clone()).await?;
+        let fresh = records.is_empty();
+        let run = Run::new(
+            id.clone(),
+            spec.clone(),
+            shared.store.clone(),
+            shared.pool.clone(),
+            Some(journal),
+            records,
+            Standing::plain(v1::RunState::Running),
+        );
+        if fresh {
+            run.record(Event::Created { spec }).await?;
+        }
+        run.record(Event::TakenOver { epoch: run.history(|h| h.epoch) + 1 }).await?;
+        let run = Arc::new(run);
+        self.runs().insert(id, run.clone());
+        tokio::spawn(drive(run.clone(), shared.pool.clone()));
+        Ok(run)
+    }
+
+    /// Stops a run for now.
+    pub(crate) async fn pause(&self, run: &Run) {
+        run.stop.cancel();
+        settled(run).await;
+    }
+
+    /// Stops a run for good.
+    pub(crate) async fn cancel(&self, run: &Arc<Run>) -> Result<(), RunError> {
+        self.pause(run).await;
+        if run.standing().state != v1::RunState::Paused {
+            return Ok(()); // ended before
+        }
+        let (journal, _) =
+            Journal::open(self.shared.store.clone(), run.id().clone(), self.shared.writer.clone()).await?;
+        journal.append(&Event::Cancelled, now_ms()).await?;
+        run.set_standing(Standing::plain(v1::RunState::Cancelled));
+        Ok(())
+    }
+
+    async fn load(&self) -> Result<(), StoreError> {
+        let keys = self.shared.store.list("runs").await?;
+        let mut names: Vec<&str> = keys.iter().filter_map(|key| key.split('/').nth(1)).collect();
+        names.dedup();
+        for id in names.into_iter().filter_map(|name| RunId::new(name).ok()) {
+            match journal::replay(&self.shared.store, &id).await {
+                Ok(records) => self.look_at(id, records),
+                Err(error) => tracing::warn!(run = %id, error = chain(&error), "run cannot be read"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a run of the store known without driving it.
+    fn look_at(&self, id: RunId, records: Vec<(journal::Stored, Event)>) {
+        let Some(Event::Created { spec }) = records.first().map(|(_, e)| e.clone()) else { return };
+        let ending = records.iter().rev().find_map(|(_, e)| match e {
+            Event::Succeeded => Some(Ending::Succeeded),
+            Event::Failed { code, reason } => Some(Ending::Failed { code: code.clone(), reason: reason.clone() }),
+            Event::Cancelled => Some(Ending::Cancelled),
+            _ => None,
+        });
+        let standing = match ending {
+            Some(Ending::Succeeded) => Standing::plain(v1::RunState::Succeeded),
+            Some(Ending::Failed { code, reason }) => Standing { state: v1::RunState::Failed, reason, code },
+            Some(Ending::Cancelled) => Standing::plain(v1::RunState::Cancelled),
+            None => Standing {
+                state: v1::RunState::Paused,
+                reason: "its coordinator stopped".into(),
+                code: Reason::ShuttingDown.name().into(),
+            },
+        };
+        let (store, pool) = (self.shared.store.clone(), self.shared.pool.clone());
+        let run = Run::new(id.clone(), spec, store, pool, None, records, standing);
+        self.runs().insert(id, Arc::new(run));
+    }
+}
+
+/// Drives a run until it ends, fails, pauses or is stopped.
+async fn drive(run: Arc<Run>, pool: Arc<Pool>) {
+    let result = tokio::select! {
+        biased;
+        () = run.stop.cancelled() => Err(RunError::Stopped),
+        result = run_to_the_end(&run) => result,
+    };
+    pool.remove_run(run.id().as_str());
+    let standing = match result {
+        Ok(()) => conclude(&run, Event::Succeeded, Standing::plain(v1::RunState::Succeeded)).await,
+        Err(error) => {
+            let (code, reason) = (error.reason().name().to_owned(), chain(&error));
+            match error.consequence() {
+                Consequence::Pause => Standing { state: v1::RunState::Paused, reason, code },
+                Consequence::Fail => {
+                    let event = Event::Failed { code: code.clone(), reason: reason.clone() };
+                    conclude(&run, event, Standing { state: v1::RunState::Failed, reason, code }).await
+                }
+            }
+        }
+    };
+    run.set_standing(standing);
+}
+
+/// Journals a run's end. If that fails the run is not ended but paused: what is not durable did not happen.
+async fn conclude(run: &Run, event: Event, standing: Standing) -> Standing {
+    match run.record(event).await {
+        Ok(()) => standing,
+        Err(error) => {
+            Standing { state: v1::RunState::Paused, reason: chain(&error), code: error.reason().name().to_owned() }
+        }
+    }
+}
+
+/// Waits until a run that was told to stop is not running any more.
+async fn settled(run: &Run) {
+    let mut changed = run.watch();
+    while run.standing().state == v1::RunState::Running {
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn expire(pool: Arc<Pool>, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => pool.expire(),
+        }
+    }
+}
+
+/// Returns bits that differ between processes started in the same millisecond under the same number (containers).
+fn address_entropy() -> u32 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish() as u32
+}

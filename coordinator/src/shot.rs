@@ -1,0 +1,31 @@
+//! The algorithm: The LLM Surgeon (arXiv 2312.17244, algorithm 1), one line a stage.
+//!
+//! Every stage first asks the journal what of it is done, so going on after a kill is this same code. No stage here
+//! computes a number from tensors; calibrators and surgeons do that, the coordinator decides.
+
+use crate::error::RunError;
+use crate::run::Run;
+use crate::stages::{allocate, calibrate, commit, evaluate, materialise, open, prepare, score, update};
+
+/// Prunes a model: the dense baseline, the shots, the smaller model.
+pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
+    prepare(run).await?; //                       check model, data and target before anything expensive
+    evaluate(run, 0).await?; //                   held-out loss of the dense model
+    for shot in 1..=run.spec().shots {
+        run_shot(run, shot).await?;
+    }
+    materialise(run).await //                     7  the smaller model, proved to load
+}
+
+/// One shot: curvature, costs, one threshold over the whole model, correlated updates.
+pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
+    open(run, shot).await?; //                    the schedule's size for this shot
+    tokio::try_join!(
+        calibrate(run, shot), //                  1  Kronecker factors of the loss's curvature, block by block from the last …
+        score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
+    )?;
+    allocate(run, shot).await?; //                3  one cut over all layers
+    update(run, shot).await?; //                  4  removal and correlated update of what remains
+    commit(run, shot).await?; //                  the checkpoint's manifest, written last
+    evaluate(run, shot).await //                  6  held-out loss
+}

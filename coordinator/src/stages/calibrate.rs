@@ -1,0 +1,88 @@
+//! Stage 1: the factors of every shard of the calibration data.
+
+use super::{prepared, wrong_result};
+use crate::error::RunError;
+use crate::event::{Event, ShardCalibrated, SweepSeconds};
+use crate::run::Run;
+use futures::future::try_join_all;
+use planning::assignment::{self, ShardPlan, Sweep};
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::task::Work;
+use types::LayerDescription;
+
+/// Tokens a micro-batch holds at most: beyond it a larger one is no faster on a CPU and its graph leaves the caches.
+const MAX_BATCH_TOKENS: u64 = 2048;
+
+/// Returns how the run's calibration data is cut into shards: part of what fixes the order of all sums.
+pub(super) fn shards(run: &Run) -> Result<Vec<ShardPlan>, RunError> {
+    let model = prepared(run)?.model;
+    let spec = run.spec();
+    let blocks = model.blocks.len() as u64;
+    let widest = |of: fn(&LayerDescription) -> u64| {
+        model.blocks.iter().flat_map(|b| &b.layers).map(of).max().unwrap_or(model.hidden)
+    };
+    Ok(assignment::shards(&Sweep {
+        samples: spec.samples,
+        seq_len: spec.seq_len,
+        blocks,
+        hidden: model.hidden,
+        ffn: widest(|l| l.rows.max(l.columns)),
+        attention: widest(|l| l.columns.min(l.rows)),
+        dtype_bytes: spec.dtype.bytes(),
+        boundary_bytes: spec.boundary_dtype.bytes(),
+        memory: spec.memory,
+        max_batch_tokens: MAX_BATCH_TOKENS,
+    }))
+}
+
+/// Sweeps the shards whose factors are not all stored yet. Scored blocks are swept over, not summed again.
+pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
+    let shards = shards(run)?;
+    let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
+    let (done, scored) = run.history(|h| {
+        let known = h.shots.get(&shot).cloned().unwrap_or_default();
+        (known.shards, known.scored)
+    });
+    run.pool().open_plan(run.id().as_str(), shot, count, |shard| done.contains_key(&shard));
+    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let blocks: Vec<u32> =
+        prepared(run)?.model.blocks.iter().map(|b| b.block).filter(|b| !scored.contains_key(b)).collect();
+    let missing: Vec<(u32, &ShardPlan)> = (0..).zip(&shards).filter(|(n, _)| !done.contains_key(n)).collect();
+    let works = missing.iter().map(|(shard, plan)| {
+        Work::Calibrate(v1::CalibrateTask {
+            shard: *shard,
+            first_sample: plan.first_sample,
+            samples: plan.samples,
+            checkpoint: checkpoint.clone(),
+            blocks: blocks.clone(),
+            micro_batch: u32::try_from(plan.micro_batch).unwrap_or(u32::MAX),
+        })
+    });
+    let submitted = run.submit(shot, v1::WorkerRole::Calibrator, works.collect());
+    let finished = submitted.into_iter().zip(&missing).map(|(task, (shard, _))| {
+        run.finish(task, move |result, seconds| calibrated(shot, *shard, &result, seconds).map(Event::ShardCalibrated))
+    });
+    try_join_all(finished).await.map(drop)
+}
+
+fn calibrated(shot: u32, shard: u32, result: &TaskResult, seconds: f64) -> Result<ShardCalibrated, RunError> {
+    let TaskResult::Calibrate(r) = result else { return Err(wrong_result("calibrate")) };
+    Ok(ShardCalibrated {
+        shot,
+        shard,
+        loss_sum: r.loss_sum,
+        targets: r.targets,
+        tokens: r.tokens,
+        seconds: SweepSeconds {
+            total: seconds,
+            forward: r.forward_seconds,
+            head: r.head_seconds,
+            backward: r.backward_seconds,
+            gram: r.gram_seconds,
+            wait: r.wait_seconds,
+        },
+        factor_bytes: r.factor_bytes,
+        peak_memory: r.peak_memory_bytes,
+    })
+}

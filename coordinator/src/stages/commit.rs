@@ -1,0 +1,72 @@
+//! A shot exists when its manifest exists. After that, what only the shot needed is deleted.
+
+use super::{invalid, prepared};
+use crate::error::RunError;
+use crate::event::Event;
+use crate::keys;
+use crate::run::Run;
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use types::{Checkpoint, LayerReport, Sizes, Structure};
+
+/// Writes the shot's manifest and journals its sizes.
+pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
+    let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
+    if known.committed.is_none() {
+        let checkpoint = run.history(|h| h.checkpoint_after(shot));
+        let cut = known.cut.ok_or_else(|| invalid("journal", "a shot was committed before its cut was chosen"))?;
+        let predicted = |layer: &types::LayerId| {
+            let of = |b: &crate::event::BlockUpdated| {
+                b.layers.iter().position(|l| l.layer == *layer).and_then(|i| b.predicted.get(i).copied())
+            };
+            known.updated.values().find_map(of).unwrap_or(0.0)
+        };
+        let left = |layer: &types::LayerId| {
+            let state = checkpoint.layer(layer);
+            state.map_or(0, |s| u32::try_from(s.kept.len() + s.kept_rows.len()).unwrap_or(u32::MAX))
+        };
+        let layers: Vec<LayerReport> = cut
+            .layers
+            .into_iter()
+            .map(|l| LayerReport { left: left(&l.layer), predicted: predicted(&l.layer), ..l })
+            .collect();
+        let sizes = sizes_after(run, shot, &checkpoint, cut.freed_prunable)?;
+        let key = keys::checkpoint(run.id(), shot);
+        let manifest = serde_json::to_vec_pretty(&checkpoint).map_err(|e| invalid("manifest", e.to_string()))?;
+        run.store().put(&key, Bytes::from(manifest)).await?;
+        let predicted = layers.iter().map(|l| l.predicted).sum();
+        run.record(Event::ShotCommitted { shot, checkpoint: key, sizes, layers, predicted }).await?;
+    }
+    clean(run, shot).await
+}
+
+fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u64) -> Result<Sizes, RunError> {
+    let model = prepared(run)?.model;
+    if run.spec().structure == Structure::RowColumn {
+        let before = run.history(|h| h.sizes(shot - 1)).unwrap_or(model.dense);
+        return Ok(Sizes { prunable: before.prunable.saturating_sub(freed_prunable), ..before });
+    }
+    Ok(model.groups().fold(model.dense, |size, group| {
+        let all = u64::from(group.units * group.together);
+        let left = checkpoint.layer(&group.layer).map_or(all, |s| s.kept.len() as u64);
+        size - group.freed_per_unit * (all - left)
+    }))
+}
+
+/// Deletes the shot's factors, and weights that neither this checkpoint nor the one before it uses.
+async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
+    run.store().delete_prefix(&keys::factors(run.id(), shot)).await?;
+    let used: BTreeSet<String> = [shot, shot - 1]
+        .into_iter()
+        .flat_map(|n| run.history(|h| h.checkpoint_after(n)).layers)
+        .filter_map(|l| l.weights.map(|w| w.key))
+        .collect();
+    for old in 1..shot {
+        for key in run.store().list(&keys::weights(run.id(), old)).await? {
+            if !used.contains(&key) {
+                run.store().delete(&key).await?;
+            }
+        }
+    }
+    Ok(())
+}

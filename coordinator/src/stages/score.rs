@@ -1,0 +1,98 @@
+//! Stages 2 and 4: the removal paths of every block, and their cut carried out. Both are one task a block.
+
+use super::calibrate::shards;
+use super::{bad_message, invalid, prepared, wrong_result};
+use crate::error::RunError;
+use crate::event::{BlockScored, BlockUpdated, Event};
+use crate::run::Run;
+use futures::future::try_join_all;
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::task::Work;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Has every block's removal paths computed, the last block first: its factors come first.
+pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
+    let scored = run.history(|h| h.shots.get(&shot).map(|s| s.scored.clone()).unwrap_or_default());
+    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
+    let blocks = blocks_without(run, |b| scored.contains_key(&b))?;
+    let works =
+        blocks.iter().map(|block| Work::Score(v1::ScoreTask { block: *block, checkpoint: checkpoint.clone(), shards }));
+    each_block(run, shot, v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
+        let TaskResult::Score(r) = result else { return Err(wrong_result("score")) };
+        let bad = bad_message("result of score");
+        let paths = proto::convert::required("paths", r.paths).map_err(&bad)?.try_into().map_err(&bad)?;
+        Ok(Event::BlockScored(BlockScored { shot, block, paths, seconds: r.compute_seconds }))
+    })
+    .await
+}
+
+/// Has the cut carried out in every block.
+pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
+    let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
+    let cut = known.cut.ok_or_else(|| invalid("journal", "an update ran before the cut was chosen"))?;
+    let model = prepared(run)?.model;
+    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
+    let blocks = blocks_without(run, |b| known.updated.contains_key(&b))?;
+    let mut works = Vec::with_capacity(blocks.len());
+    for block in &blocks {
+        let described = model.blocks.iter().find(|b| b.block == *block);
+        let layers = described.map(|b| b.layers.as_slice()).unwrap_or_default();
+        let of_block = cut.cuts.iter().filter(|c| layers.iter().any(|l| l.layer == c.layer));
+        let scored = known.scored.get(block);
+        let paths = scored.ok_or_else(|| invalid("journal", format!("block {block} was cut before it was scored")))?;
+        works.push(Work::Update(v1::UpdateTask {
+            block: *block,
+            checkpoint: checkpoint.clone(),
+            shards,
+            paths: paths.paths.key.clone(),
+            cuts: of_block.cloned().map(Into::into).collect(),
+        }));
+    }
+    each_block(run, shot, v1::Stage::Update, &blocks, works, |block, result, _| {
+        let TaskResult::Update(r) = result else { return Err(wrong_result("update")) };
+        let bad = bad_message("result of update");
+        let layers: Vec<types::LayerState> =
+            r.layers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>().map_err(&bad)?;
+        if layers.len() != r.predicted.len() || r.predicted.iter().any(|p| !p.is_finite()) {
+            return Err(invalid("result of update", "predicted rises must be finite, one a layer"));
+        }
+        Ok(Event::BlockUpdated(BlockUpdated {
+            shot,
+            block,
+            layers,
+            predicted: r.predicted,
+            seconds: r.compute_seconds,
+        }))
+    })
+    .await
+}
+
+fn blocks_without(run: &Run, done: impl Fn(u32) -> bool) -> Result<Vec<u32>, RunError> {
+    Ok(prepared(run)?.model.blocks.iter().rev().map(|b| b.block).filter(|b| !done(*b)).collect())
+}
+
+/// Gives out one task a block and counts them as they finish.
+async fn each_block(
+    run: &Run,
+    shot: u32,
+    stage: v1::Stage,
+    blocks: &[u32],
+    works: Vec<Work>,
+    to_event: impl Fn(u32, TaskResult, f64) -> Result<Event, RunError>,
+) -> Result<(), RunError> {
+    let total = prepared(run)?.model.blocks.len() as u64;
+    let done = AtomicU64::new(total - blocks.len() as u64);
+    run.set_stage(shot, stage, done.load(Ordering::Relaxed), total);
+    let submitted = run.submit(shot, v1::WorkerRole::Surgeon, works);
+    let to_event = &to_event;
+    let done = &done;
+    let finished = submitted.into_iter().zip(blocks).map(|(task, block)| async move {
+        run.finish(task, |result, seconds| to_event(*block, result, seconds)).await?;
+        run.set_stage(shot, stage, done.fetch_add(1, Ordering::Relaxed) + 1, total);
+        Ok(())
+    });
+    try_join_all(finished).await.map(drop)
+}

@@ -1,0 +1,378 @@
+//! Leases: which task is free, who holds it under which generation, and what happens when its holder falls silent.
+//!
+//! Tasks are executed at least once and committed once. The board knows no stage and no method: it hands out
+//! [`v1::Task`]s by worker role and passes results to whoever submitted the task. It keeps no clock; `now` is an argument.
+
+use planning::retry::{self, Decision, FailureClass, Policy, Setback};
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use types::WorkerId;
+
+/// How long a lease lasts without a heartbeat.
+pub const LEASE: Duration = Duration::from_secs(20);
+
+/// A result that waits to be made durable.
+#[derive(Debug)]
+pub struct Completion {
+    /// What the worker computed.
+    pub result: TaskResult,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// Told once the result is in the journal, or why it is not; the worker's call is answered then.
+    pub ack: oneshot::Sender<Result<(), tonic::Status>>,
+}
+
+/// A task that will not be tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskFailure {
+    /// What kind of failure.
+    pub class: FailureClass,
+    /// The causal chain.
+    pub message: String,
+}
+
+/// What became of a task.
+pub type Outcome = Result<Completion, TaskFailure>;
+
+/// Why a worker's call about a task is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// No such task: its run has stopped.
+    #[error("task '{task}' does not exist any more")]
+    Unknown {
+        /// Which task.
+        task: String,
+    },
+    /// Another attempt owns the task.
+    #[error("generation {given} of task '{task}' is stale, the task is at {current}")]
+    Stale {
+        /// Which task.
+        task: String,
+        /// What the worker has.
+        given: u64,
+        /// What is right.
+        current: u64,
+    },
+    /// The result was committed before.
+    #[error("task '{task}' is committed")]
+    Committed {
+        /// Which task.
+        task: String,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    Free { not_before: Instant },
+    Leased { worker: WorkerId, until: Instant },
+    Committing { worker: WorkerId },
+    Committed,
+}
+
+#[derive(Debug)]
+struct Entry {
+    task: v1::Task,
+    role: v1::WorkerRole,
+    state: State,
+    outcome: Option<oneshot::Sender<Outcome>>,
+    history: retry::History,
+    progress: (u64, u64),
+}
+
+impl Entry {
+    fn give_up(&mut self, failure: TaskFailure) {
+        self.state = State::Committed;
+        if let Some(outcome) = self.outcome.take() {
+            let _ = outcome.send(Err(failure)); // the run may have stopped meanwhile
+        }
+    }
+}
+
+/// Names a lease: who holds which task under which generation.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// Who.
+    pub worker: &'a WorkerId,
+    /// Which task.
+    pub task_id: &'a str,
+    /// Under which generation.
+    pub generation: u64,
+}
+
+/// All tasks of all runs.
+#[derive(Debug, Default)]
+pub struct Board {
+    entries: BTreeMap<String, Entry>,
+    order: u64,
+}
+
+impl Board {
+    /// Adds a task and returns where its outcome arrives.
+    pub fn submit(
+        &mut self,
+        mut task: v1::Task,
+        role: v1::WorkerRole,
+        now: Instant,
+    ) -> (String, oneshot::Receiver<Outcome>) {
+        self.order += 1;
+        let id = format!("{}-{:08}", task.run, self.order);
+        task.task_id.clone_from(&id);
+        let (sender, receiver) = oneshot::channel();
+        let entry = Entry {
+            task,
+            role,
+            state: State::Free { not_before: now },
+            outcome: Some(sender),
+            history: retry::History::default(),
+            progress: (0, 0),
+        };
+        self.entries.insert(id.clone(), entry);
+        (id, receiver)
+    }
+
+    /// Leases up to `max` free tasks of `role` to `worker`, oldest first. A task that `worker` has failed goes to one of
+    /// its `peers` that has not, as long as there is one.
+    pub fn lease(
+        &mut self,
+        worker: &WorkerId,
+        role: v1::WorkerRole,
+        peers: &[WorkerId],
+        max: usize,
+        now: Instant,
+    ) -> Vec<v1::Task> {
+        let free = self.entries.values_mut().filter(|e| {
+            e.role == role
+                && matches!(e.state, State::Free { not_before } if not_before <= now)
+                && e.history.suits(worker, peers.iter())
+        });
+        free.take(max)
+            .map(|entry| {
+                entry.task.generation += 1;
+                entry.state = State::Leased { worker: worker.clone(), until: now + LEASE };
+                entry.progress = (0, 0);
+                entry.task.clone()
+            })
+            .collect()
+    }
+
+    /// Returns when the next free task of `role` that waits for a retry becomes leasable.
+    pub fn next_free(&self, role: v1::WorkerRole) -> Option<Instant> {
+        self.entries
+            .values()
+            .filter(|e| e.role == role)
+            .filter_map(|e| if let State::Free { not_before } = e.state { Some(not_before) } else { None })
+            .min()
+    }
+
+    /// Renews the lease of a task that `worker` holds and notes how far it is.
+    pub fn renew(&mut self, worker: &WorkerId, progress: &v1::TaskProgress, now: Instant) -> Result<(), LeaseError> {
+        let held = Held { worker, task_id: &progress.task_id, generation: progress.generation };
+        let entry = self.held(held)?;
+        entry.progress = (progress.done, progress.total);
+        if let State::Leased { until, .. } = &mut entry.state {
+            *until = now + LEASE;
+        }
+        Ok(())
+    }
+
+    /// Takes a result: the task is committing until [`Board::committed`] or [`Board::uncommitted`].
+    pub fn complete(&mut self, held: Held<'_>) -> Result<oneshot::Sender<Outcome>, LeaseError> {
+        let entry = self.held(held)?;
+        let committed = || LeaseError::Committed { task: held.task_id.to_owned() };
+        let outcome = entry.outcome.take().ok_or_else(committed)?;
+        entry.state = State::Committing { worker: held.worker.clone() };
+        Ok(outcome)
+    }
+
+    /// Notes that a result is durable.
+    pub fn committed(&mut self, task_id: &str) {
+        if let Some(entry) = self.entries.get_mut(task_id) {
+            entry.state = State::Committed;
+        }
+    }
+
+    /// Notes a failed attempt and decides whether there is another.
+    pub fn fail(
+        &mut self,
+        held: Held<'_>,
+        failure: TaskFailure,
+        live_workers: u32,
+        jitter: f64,
+        now: Instant,
+    ) -> Result<Decision, LeaseError> {
+        let entry = self.held(held)?;
+        let setback = Setback::Failed(failure.class);
+        entry.history.record(setback, held.worker);
+        let decision = retry::decide(&Policy::default(), &entry.history, setback, live_workers, jitter);
+        match decision {
+            Decision::RetryAfter(delay) => entry.state = State::Free { not_before: now + delay },
+            // The run decides from the failure's class whether it pauses or fails; this task is not offered again.
+            Decision::Pause { .. } | Decision::Fail => entry.give_up(failure),
+        }
+        Ok(decision)
+    }
+
+    /// Takes a task back that its worker did not finish (drain). Counts as no failure.
+    pub fn release(&mut self, held: Held<'_>, now: Instant) -> Result<(), LeaseError> {
+        let entry = self.held(held)?;
+        entry.state = State::Free { not_before: now };
+        Ok(())
+    }
+
+    /// Frees every task whose lease ran out, or gives it up if that happened too often. Returns those tasks.
+    pub fn expire(&mut self, live_workers: u32, now: Instant) -> Vec<v1::Task> {
+        let mut expired = Vec::new();
+        for entry in self.entries.values_mut() {
+            let State::Leased { worker, until } = &entry.state else { continue };
+            if *until > now {
+                continue;
+            }
+            entry.history.record(Setback::LeaseExpired, worker);
+            let decision = retry::decide(&Policy::default(), &entry.history, Setback::LeaseExpired, live_workers, 0.0);
+            match decision {
+                Decision::RetryAfter(delay) => entry.state = State::Free { not_before: now + delay },
+                Decision::Pause { .. } | Decision::Fail => {
+                    let times = entry.history.expiries;
+                    let message = format!("its worker fell silent {times} times, the last time worker {worker}");
+                    entry.give_up(TaskFailure { class: FailureClass::Unavailable, message });
+                }
+            }
+            expired.push(entry.task.clone());
+        }
+        expired
+    }
+
+    /// Frees every task of a worker that has registered anew: its old self is gone.
+    pub fn forget_worker(&mut self, worker: &WorkerId, now: Instant) -> Vec<v1::Task> {
+        let mut freed = Vec::new();
+        for entry in self.entries.values_mut() {
+            if matches!(&entry.state, State::Leased { worker: w, .. } if w == worker) {
+                entry.state = State::Free { not_before: now };
+                freed.push(entry.task.clone());
+            }
+        }
+        freed
+    }
+
+    /// Removes all tasks of a run; their holders learn it from their next heartbeat.
+    pub fn remove_run(&mut self, run: &str) {
+        self.entries.retain(|_, e| e.task.run != run);
+    }
+
+    /// Returns the tasks of a run with their progress (done, total), leased ones only.
+    pub fn progress(&self, run: &str) -> Vec<(v1::Task, (u64, u64))> {
+        self.entries
+            .values()
+            .filter(|e| e.task.run == run && matches!(e.state, State::Leased { .. }))
+            .map(|e| (e.task.clone(), e.progress))
+            .collect()
+    }
+
+    /// Returns the task, if it exists.
+    pub fn task(&self, task_id: &str) -> Option<&v1::Task> {
+        self.entries.get(task_id).map(|e| &e.task)
+    }
+
+    fn held(&mut self, held: Held<'_>) -> Result<&mut Entry, LeaseError> {
+        let Held { worker, task_id, generation } = held;
+        let entry = self.entries.get_mut(task_id).ok_or_else(|| LeaseError::Unknown { task: task_id.to_owned() })?;
+        let current = entry.task.generation;
+        let stale = LeaseError::Stale { task: task_id.to_owned(), given: generation, current };
+        match &entry.state {
+            _ if generation != current => Err(stale),
+            State::Leased { worker: holder, .. } if holder == worker => Ok(entry),
+            State::Committing { worker: holder } if holder == worker => Ok(entry),
+            State::Committed => Err(LeaseError::Committed { task: task_id.to_owned() }),
+            State::Free { .. } | State::Leased { .. } | State::Committing { .. } => Err(stale),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(name: &str) -> WorkerId {
+        WorkerId::new(name).unwrap()
+    }
+
+    fn board() -> (Board, String, oneshot::Receiver<Outcome>, Instant) {
+        let now = Instant::now();
+        let mut board = Board::default();
+        let task = v1::Task { run: "r".into(), ..v1::Task::default() };
+        let (id, outcome) = board.submit(task, v1::WorkerRole::Surgeon, now);
+        (board, id, outcome, now)
+    }
+
+    #[test]
+    fn a_task_is_leased_once_and_only_to_its_role() {
+        let (mut board, _, _outcome, now) = board();
+        assert!(board.lease(&worker("a"), v1::WorkerRole::Calibrator, &[], 9, now).is_empty());
+        assert_eq!(board.lease(&worker("a"), v1::WorkerRole::Surgeon, &[], 9, now).len(), 1);
+        assert!(board.lease(&worker("b"), v1::WorkerRole::Surgeon, &[], 9, now).is_empty());
+    }
+
+    #[test]
+    fn a_silent_worker_loses_its_task_and_its_late_result_is_refused() {
+        let (mut board, id, _outcome, now) = board();
+        let first = board.lease(&worker("a"), v1::WorkerRole::Surgeon, &[], 1, now).remove(0);
+        assert!(board.expire(1, now + LEASE / 2).is_empty());
+        assert_eq!(board.expire(1, now + LEASE).len(), 1);
+        let second = board.lease(&worker("b"), v1::WorkerRole::Surgeon, &[], 1, now + LEASE).remove(0);
+        assert_eq!(second.generation, first.generation + 1);
+        assert!(matches!(
+            board.complete(Held { worker: &worker("a"), task_id: &id, generation: first.generation }),
+            Err(LeaseError::Stale { .. })
+        ));
+        assert!(board.complete(Held { worker: &worker("b"), task_id: &id, generation: second.generation }).is_ok());
+        board.committed(&id);
+        let again = board.complete(Held { worker: &worker("b"), task_id: &id, generation: second.generation });
+        assert!(matches!(again, Err(LeaseError::Committed { .. })), "a repeated commit is recognised");
+    }
+
+    #[test]
+    fn a_heartbeat_keeps_the_lease() {
+        let (mut board, id, _outcome, now) = board();
+        let task = board.lease(&worker("a"), v1::WorkerRole::Surgeon, &[], 1, now).remove(0);
+        let progress = v1::TaskProgress { task_id: id, generation: task.generation, done: 1, total: 2 };
+        board.renew(&worker("a"), &progress, now + LEASE / 2).unwrap();
+        assert!(board.expire(1, now + LEASE).is_empty());
+        assert_eq!(board.progress("r")[0].1, (1, 2));
+    }
+
+    #[test]
+    fn a_failure_is_retried_or_told_as_decided_and_a_release_counts_nothing() {
+        let (mut board, id, mut outcome, now) = board();
+        let failure = TaskFailure { class: FailureClass::Internal, message: "x".into() };
+        let a = worker("a");
+        let lease = |board: &mut Board, now| board.lease(&a, v1::WorkerRole::Surgeon, &[], 1, now);
+        let held = |generation| Held { worker: &a, task_id: &id, generation };
+        for _ in 0..3 {
+            let generation = lease(&mut board, now)[0].generation;
+            board.release(held(generation), now).unwrap();
+        }
+        let generation = lease(&mut board, now)[0].generation;
+        let decision = board.fail(held(generation), failure.clone(), 1, 1.0, now).unwrap();
+        assert!(matches!(decision, Decision::RetryAfter(_)), "{decision:?}");
+        assert!(lease(&mut board, now).is_empty(), "not before the delay");
+        let generation = lease(&mut board, now + LEASE)[0].generation;
+        assert_eq!(board.fail(held(generation), failure.clone(), 1, 1.0, now), Ok(Decision::Fail));
+        assert_eq!(outcome.try_recv().unwrap().unwrap_err(), failure);
+    }
+
+    #[test]
+    fn a_failed_task_goes_to_another_worker_if_there_is_one() {
+        let (mut board, id, _outcome, now) = board();
+        let (a, b) = (worker("a"), worker("b"));
+        let peers = [a.clone(), b.clone()];
+        let generation = board.lease(&a, v1::WorkerRole::Surgeon, &peers, 1, now)[0].generation;
+        let failure = TaskFailure { class: FailureClass::Unavailable, message: "x".into() };
+        board.fail(Held { worker: &a, task_id: &id, generation }, failure, 2, 0.0, now).unwrap();
+        assert!(board.lease(&a, v1::WorkerRole::Surgeon, &peers, 1, now).is_empty());
+        assert_eq!(board.lease(&b, v1::WorkerRole::Surgeon, &peers, 1, now).len(), 1);
+    }
+}

@@ -1,0 +1,139 @@
+//! The command line: every flag, its default and what it means. Does not open files.
+
+mod choice;
+mod eval;
+mod inspect;
+mod prune;
+
+pub(crate) use eval::EvalArgs;
+pub(crate) use inspect::InspectArgs;
+pub(crate) use prune::PruneArgs;
+
+use crate::error::{Exit, exit_codes};
+use clap::{Args, Parser, Subcommand};
+use model::device::DeviceChoice;
+use std::process::ExitCode;
+use types::{Target, parse_bytes, parse_count};
+
+const ABOUT: &str = "\
+Makes language models smaller by removing structures that the loss misses least.
+
+LLM Surgeon estimates the curvature of the loss with Kronecker factors, removes whole structures (FFN channels, attention \
+heads, rows and columns) where that costs least, and corrects the weights that remain. No training, no gradient steps: \
+some text to calibrate on is enough. The result is a folder that stock transformers loads.
+
+  1. look    llm-surgeon inspect MODEL --target-size 0.8
+  2. prune   llm-surgeon prune MODEL --data calibration.jsonl --eval-data held-out.jsonl --target-size 0.8 --out SMALLER
+  3. compare llm-surgeon eval MODEL SMALLER --data held-out.jsonl
+
+Models: folders as on the Hugging Face hub (config.json, *.safetensors, tokenizer.json) of the families Llama, Mistral, \
+Qwen2, Qwen3 and OPT. Nothing is ever downloaded.";
+
+const ENVIRONMENT: &str = "\
+Environment:
+  LLM_SURGEON_LOG  log filter for standard error, e.g. info or warn,coordinator=debug
+  NO_COLOR         no colours in the log";
+
+/// The program.
+#[derive(Debug, Parser)]
+#[command(
+    name = "llm-surgeon",
+    version,
+    about = "Makes language models smaller by removing structures that the loss misses least",
+    long_about = ABOUT,
+    after_help = exit_codes(),
+    after_long_help = format!("{}\n\n{ENVIRONMENT}", exit_codes()),
+    max_term_width = 110,
+    propagate_version = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // parsed once
+pub(crate) enum Command {
+    /// Prune a model to a target size and write it as a new folder
+    #[command(long_about = prune::ABOUT, after_help = exit_codes())]
+    Prune(PruneArgs),
+    /// Measure perplexity, speed and memory of one or more model folders
+    #[command(long_about = eval::ABOUT, after_help = exit_codes())]
+    Eval(EvalArgs),
+    /// Show what is in a model folder, and what a target size would leave of it
+    #[command(long_about = inspect::ABOUT, after_help = exit_codes())]
+    Inspect(InspectArgs),
+}
+
+/// The size to reach, in one of three ways.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub(crate) struct TargetArgs {
+    /// Fraction of the prunable weights to keep, above 0 and at most 1
+    ///
+    /// Prunable are the weights of the decoder's linear layers; embeddings, norms and biases are not counted.
+    #[arg(long, value_name = "FRACTION", help_heading = "Target (exactly one)")]
+    target_size: Option<f64>,
+    /// All parameters to keep at most, e.g. 110M or 1.5B
+    ///
+    /// Embeddings, norms and biases included, tied weights once.
+    #[arg(long, value_name = "COUNT", value_parser = parse_count, help_heading = "Target (exactly one)")]
+    target_params: Option<u64>,
+    /// Bytes of all tensors to keep at most, e.g. 250MiB or 2GB
+    ///
+    /// In the number format of the model's own files.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Target (exactly one)")]
+    target_bytes: Option<u64>,
+}
+
+impl TargetArgs {
+    /// Returns the target, if one was given.
+    pub(crate) fn target(&self) -> Option<Target> {
+        let size = self.target_size.map(Target::Size);
+        let parameters = self.target_params.map(Target::Parameters);
+        size.or(parameters).or(self.target_bytes.map(Target::Bytes))
+    }
+}
+
+/// Where to compute. Changes speed and memory, and results by no more than rounding.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct MachineArgs {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    ///
+    /// auto takes the first GPU if libtorch can use one, otherwise the CPU.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    pub(crate) device: DeviceChoice,
+    /// CPU threads for one tensor operation [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Machine")]
+    pub(crate) threads: Option<u32>,
+}
+
+/// Returns the parsed command line, or what to exit with: help and version end well, faults do not.
+pub(crate) fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        let _ = error.print(); // nobody listens
+        let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        ExitCode::from(exit.code())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_is_explained() {
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments() {
+                assert!(flag.get_help().is_some(), "{} of {}", flag.get_id(), command.get_name());
+            }
+        }
+    }
+}

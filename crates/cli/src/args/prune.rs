@@ -1,0 +1,216 @@
+//! Flags of `prune`.
+
+use super::choice::{self, parser};
+use super::{MachineArgs, TargetArgs};
+use clap::Args;
+use std::path::PathBuf;
+use std::str::FromStr;
+use types::{AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Update, parse_bytes};
+
+pub(super) const ABOUT: &str = "\
+Prunes a model to a target size and writes it as a new folder.
+
+The run goes in shots. Each shot sweeps the calibration data once for the curvature of the loss, works out what each \
+structure costs, cuts where that is least over the whole model, corrects the weights that remain, and measures the \
+held-out loss. At the end the smaller model is written, read back, compared, and only then gets its final name.
+
+Everything committed is kept in the state folder: after Ctrl-C, a crash or a full disk the same command goes on, and the \
+result is the same to the bit as if nothing had happened.
+
+Examples:
+  Keep 80 % of the decoder's weights, in four shots:
+    llm-surgeon prune SmolLM2-135M --data calibration.jsonl --eval-data held-out.txt --target-size 0.8 --out smaller
+
+  A quick first try, with less text and one shot:
+    llm-surgeon prune SmolLM2-135M --data text/ --target-size 0.9 --shots 1 --samples 32 --seq-len 512 --out try
+
+  A model that fits 250 MiB, from several sources:
+    llm-surgeon prune MODEL --data 'chat/*.jsonl.zst' --data wiki.parquet --target-bytes 250MiB --out small
+
+  Magnitude pruning at the same size, as a baseline:
+    llm-surgeon prune MODEL --data text/ --target-size 0.8 --curvature identity --update none --out baseline";
+
+/// Damping of both Kronecker factors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct DampingPair {
+    /// λ on A.
+    pub(crate) a: f64,
+    /// λ on G.
+    pub(crate) g: f64,
+}
+
+impl FromStr for DampingPair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (a, g) = text.split_once(',').unwrap_or((text, text));
+        let number = |part: &str| {
+            let lambda = part.trim().parse().ok().filter(|l: &f64| l.is_finite());
+            lambda.ok_or_else(|| format!("'{}' is no number; write for example 0.01, or 0.01,0.1 for A and G", part.trim()))
+        };
+        Ok(Self { a: number(a)?, g: number(g)? })
+    }
+}
+
+/// Flags of `prune`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PruneArgs {
+    /// Model folder: config.json, *.safetensors and tokenizer.json, as on the Hugging Face hub
+    pub(crate) model: PathBuf,
+
+    /// Calibration text: a file, a folder or a glob; give it again for more
+    ///
+    /// jsonl, json and parquet (a document a row), txt (a document a file); each also as .gz or .zst. Rows with `messages`
+    /// instead of text go through the model's chat template.
+    #[arg(long, required = true, value_name = "PATH", help_heading = "Data")]
+    pub(crate) data: Vec<String>,
+    /// Column with the text in jsonl, json and parquet
+    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Data")]
+    pub(crate) text_column: String,
+    /// Held-out text to measure the loss on after each shot; give it again for more
+    ///
+    /// Without it the run works the same, but tells nothing about quality. Documents that are calibration data as well
+    /// are counted and reported.
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub(crate) eval_data: Vec<String>,
+    /// Calibration samples
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Data")]
+    pub(crate) samples: u64,
+    /// Tokens a sample, also of a held-out segment [default: 2048, or the model's maximum if that is smaller]
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    pub(crate) seq_len: Option<u64>,
+    /// Held-out segments scored after each shot, evenly spaced; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 12, help_heading = "Data")]
+    pub(crate) eval_samples: u64,
+
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+
+    /// What is removed at once
+    #[arg(long, value_parser = parser::<Structure>(choice::STRUCTURE), default_value = "coupled", help_heading = "What is removed")]
+    pub(crate) structure: Structure,
+    /// By which unit attention is pruned under --structure coupled
+    ///
+    /// OPT's attention is always kept: no runtime loads it with fewer heads.
+    #[arg(long, value_parser = parser::<AttentionUnit>(choice::HEADS), default_value = "kv-group", help_heading = "What is removed")]
+    pub(crate) heads: AttentionUnit,
+    /// Widths across blocks [default: uniform for coupled, per-layer for row-column]
+    #[arg(long, value_parser = parser::<Shape>(choice::SHAPE), help_heading = "What is removed")]
+    pub(crate) shape: Option<Shape>,
+    /// FFN widths of the result are multiples of this
+    ///
+    /// Multiples of 64 shard well and are fast; smaller numbers hit the target more closely.
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "What is removed")]
+    pub(crate) multiple_of: u32,
+
+    /// How costs account for what was removed before
+    #[arg(long, value_parser = parser::<Scoring>(choice::SCORING), default_value = "sequential", help_heading = "How it is decided")]
+    pub(crate) scoring: Scoring,
+    /// What happens to the remaining weights
+    #[arg(long, value_parser = parser::<Update>(choice::UPDATE), default_value = "correlated", help_heading = "How it is decided")]
+    pub(crate) update: Update,
+    /// Which curvature costs and updates use
+    #[arg(long, value_parser = parser::<Curvature>(choice::CURVATURE), default_value = "kfac", help_heading = "How it is decided")]
+    pub(crate) curvature: Curvature,
+    /// Whose labels the curvature is taken with
+    #[arg(long, value_parser = parser::<Fisher>(choice::FISHER), default_value = "empirical", help_heading = "How it is decided")]
+    pub(crate) fisher: Fisher,
+    /// Added to the diagonals of the Kronecker factors, as a fraction of their mean: one number, or A,G
+    ///
+    /// Where a factor is still not positive definite, it is raised tenfold, step by step; the summary says where.
+    #[arg(long, value_name = "LAMBDA[,LAMBDA]", default_value = "0.01", help_heading = "How it is decided")]
+    pub(crate) damping: DampingPair,
+    /// Layers whose damping may be raised before the run fails [default: all]
+    #[arg(long, value_name = "N", help_heading = "How it is decided")]
+    pub(crate) max_damped_layers: Option<u32>,
+
+    /// Rounds of curvature, cut and update: more are better and slower
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Shots")]
+    pub(crate) shots: u32,
+    /// How the size goes down over the shots
+    #[arg(long, value_parser = parser::<Schedule>(choice::SCHEDULE), default_value = "linear", help_heading = "Shots")]
+    pub(crate) schedule: Schedule,
+    /// Seed of the choice of samples and of sampled labels: the same seed gives the same bytes
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Shots")]
+    pub(crate) seed: u64,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Number format of weights and activations in forward and backward passes
+    #[arg(long, value_parser = parser::<Dtype>(choice::DTYPE), default_value = "f32", help_heading = "Machine")]
+    pub(crate) dtype: Dtype,
+    /// Number format of the states kept between the passes [default: that of --dtype]
+    #[arg(long, value_parser = parser::<Dtype>(choice::DTYPE), help_heading = "Machine")]
+    pub(crate) boundary_dtype: Option<Dtype>,
+    /// Memory for activations during a sweep, e.g. 2GiB; the weights and one block's factors come on top
+    ///
+    /// Sets how many samples are swept at once, and so the order of sums: another value can change the last digits of the
+    /// result. That is why the default is fixed and does not depend on the machine.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "1GiB", help_heading = "Machine")]
+    pub(crate) memory: u64,
+
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(crate) out: PathBuf,
+    /// Folder of the run's journal and of what is kept between shots [default: OUT.state]
+    ///
+    /// Holds up to twice the model's size while the run lasts. After success it may be removed.
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(crate) state: Option<PathBuf>,
+    /// No progress; only the folder's path at the end
+    #[arg(long, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// Events and the summary as JSON, one object a line, on standard output; text for people goes to standard error
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+impl PruneArgs {
+    /// Returns the shape: what was asked for, or what fits the structure.
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape.unwrap_or(match self.structure {
+            Structure::Coupled => Shape::Uniform,
+            Structure::RowColumn => Shape::PerLayer,
+        })
+    }
+
+    /// Returns the state folder: what was asked for, or one beside the output.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| {
+            let mut name = self.out.components().as_path().as_os_str().to_owned(); // without a trailing slash
+            name.push(".state");
+            PathBuf::from(name)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn parse(extra: &[&str]) -> PruneArgs {
+        let base = ["llm-surgeon", "prune", "m", "--data", "d", "--target-size", "0.8", "--out", "o/smaller/"];
+        let cli = crate::args::Cli::try_parse_from(base.iter().chain(extra)).unwrap();
+        let crate::args::Command::Prune(args) = cli.command else { unreachable!("prune was parsed") };
+        args
+    }
+
+    #[test]
+    fn defaults_depend_on_the_structure_and_the_output() {
+        assert_eq!(parse(&[]).shape(), Shape::Uniform);
+        assert_eq!(parse(&["--structure", "row-column"]).shape(), Shape::PerLayer);
+        assert_eq!(parse(&[]).state(), PathBuf::from("o/smaller.state"));
+        assert_eq!(parse(&["--state", "s"]).state(), PathBuf::from("s"));
+        assert_eq!(parse(&[]).memory, 1 << 30);
+    }
+
+    #[test]
+    fn damping_is_one_number_or_a_pair() {
+        assert_eq!("0.01".parse(), Ok(DampingPair { a: 0.01, g: 0.01 }));
+        assert_eq!("0.01, 0.1".parse(), Ok(DampingPair { a: 0.01, g: 0.1 }));
+        for bad in ["", "x", "0.1,", "NaN", "1,2,3"] {
+            assert!(bad.parse::<DampingPair>().is_err(), "{bad}");
+        }
+    }
+}

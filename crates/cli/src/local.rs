@@ -1,0 +1,132 @@
+//! The three services in this process: coordinator, calibrator and surgeon, with the same contract between them as between
+//! machines, over memory instead of a network.
+
+use crate::error::CliError;
+use model::device::DeviceChoice;
+use proto::v1::coordinator_service_client::CoordinatorServiceClient;
+use service::status::chain;
+use service::transport::MemoryIncoming;
+use service::{Connector, MemoryNetwork, Peers, Shutdown, Store};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use types::WorkerId;
+
+const COORDINATOR: &str = "coordinator";
+const CALIBRATOR: &str = "calibrator";
+const SURGEON: &str = "surgeon";
+
+/// The coordinator's client, as this program uses it.
+pub(crate) type Client = CoordinatorServiceClient<Channel>;
+
+/// What the services need.
+#[derive(Debug, Clone)]
+pub(crate) struct Deployment {
+    /// Where journals and checkpoints lie.
+    pub(crate) store: Store,
+    /// What both workers compute on.
+    pub(crate) device: DeviceChoice,
+    /// Threads of a tensor operation.
+    pub(crate) threads: Option<u32>,
+}
+
+/// How one service ended.
+type Ended = (&'static str, Result<(), String>);
+
+/// The running services.
+#[derive(Debug)]
+pub(crate) struct Local {
+    services: JoinSet<Ended>,
+    shutdown: Shutdown,
+    network: MemoryNetwork,
+    connector: Connector,
+}
+
+impl Local {
+    /// Starts a coordinator on the store. Nobody computes yet.
+    pub(crate) async fn start(store: Store) -> Result<Self, CliError> {
+        let network = MemoryNetwork::new();
+        let connector = Connector::new(network.clone());
+        let opened = coordinator::Coordinator::open(store).await;
+        let coordinator =
+            opened.map_err(|e| CliError::Start { service: COORDINATOR, message: chain(&e) })?;
+        let shutdown = Shutdown::new();
+        let token = shutdown.token().clone();
+        let incoming = network.listen(COORDINATOR)?;
+        let mut services = JoinSet::new();
+        services.spawn(async move {
+            let served = coordinator.serve(incoming, Peers::SameProcess, token).await;
+            (COORDINATOR, served.map_err(|e| chain(&e)))
+        });
+        Ok(Self { services, shutdown, network, connector })
+    }
+
+    /// Starts the workers.
+    pub(crate) fn start_workers(&mut self, deployment: &Deployment) -> Result<(), CliError> {
+        let channel = self.connector.channel(&endpoint(COORDINATOR))?;
+        let calibrator = calibrator::Options {
+            worker: worker_id(CALIBRATOR)?,
+            endpoint: endpoint(CALIBRATOR),
+            peers: Peers::SameProcess,
+            device: deployment.device,
+            threads: deployment.threads,
+            store: deployment.store.clone(),
+            coordinator: channel.clone(),
+        };
+        let incoming: MemoryIncoming = self.network.listen(CALIBRATOR)?;
+        let shutdown = self.shutdown.clone();
+        self.services.spawn(async move {
+            let served = calibrator::serve(calibrator, incoming, shutdown).await;
+            (CALIBRATOR, served.map_err(|e| chain(&e)))
+        });
+        let surgeon = surgeon::Options {
+            worker: worker_id(SURGEON)?,
+            endpoint: endpoint(SURGEON),
+            peers: Peers::SameProcess,
+            device: deployment.device,
+            threads: deployment.threads,
+            store: deployment.store.clone(),
+            coordinator: channel,
+            connector: self.connector.clone(),
+        };
+        let incoming = self.network.listen(SURGEON)?;
+        let shutdown = self.shutdown.clone();
+        self.services.spawn(async move {
+            let served = surgeon::serve(surgeon, incoming, shutdown).await;
+            (SURGEON, served.map_err(|e| chain(&e)))
+        });
+        Ok(())
+    }
+
+    /// Returns a client of the coordinator.
+    pub(crate) fn client(&self) -> Result<Client, CliError> {
+        let channel = self.connector.channel(&endpoint(COORDINATOR))?;
+        Ok(CoordinatorServiceClient::new(channel).max_decoding_message_size(proto::MAX_CONTROL_BYTES))
+    }
+
+    /// Waits until a service ends, which none should before [`Local::stop`]. Cancel-safe.
+    pub(crate) async fn gone(&mut self) -> CliError {
+        let (service, message) = match self.services.join_next().await {
+            Some(Ok((service, Ok(())))) => (service, "it stopped".to_owned()),
+            Some(Ok((service, Err(message)))) => (service, message),
+            Some(Err(error)) => ("program", format!("a service panicked: {error}")),
+            None => ("program", "no service is left".to_owned()),
+        };
+        CliError::Gone { service, message }
+    }
+
+    /// Asks all services to stop and waits for them, no longer than `limit`. Returns whether all did.
+    pub(crate) async fn stop(mut self, limit: Duration) -> bool {
+        self.shutdown.start();
+        let all = async { while self.services.join_next().await.is_some() {} };
+        tokio::time::timeout(limit, all).await.is_ok()
+    }
+}
+
+fn endpoint(name: &str) -> String {
+    format!("memory://{name}")
+}
+
+fn worker_id(name: &str) -> Result<WorkerId, CliError> {
+    WorkerId::new(name).map_err(|e| CliError::Unreadable(e.to_string()))
+}

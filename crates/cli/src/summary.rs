@@ -1,0 +1,164 @@
+//! The end of a run in figures, from its journal. Does not compute any of them anew.
+
+mod render;
+mod timeline;
+
+pub(crate) use render::protocol;
+pub(crate) use timeline::Timeline;
+
+use coordinator::event::{Evaluated, History};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::Path;
+use types::{Evaluation, FactorDamping, Shape, Sizes, Structure};
+
+/// The final object of `--json`, and what the table shows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Summary {
+    /// Always `summary`, beside the journal's event names.
+    event: &'static str,
+    /// The run.
+    pub(crate) run: String,
+    /// Model family.
+    family: String,
+    structure: Structure,
+    shape: Shape,
+    /// Size before and after.
+    before: Sizes,
+    after: Sizes,
+    /// Held-out loss, with its protocol.
+    evaluation_before: Option<Evaluation>,
+    evaluation_after: Option<Evaluation>,
+    /// Speed of the held-out forward passes.
+    tokens_per_second_before: Option<f64>,
+    tokens_per_second_after: Option<f64>,
+    /// Largest resident memory after the dense model was evaluated, and of the whole run; bytes.
+    peak_memory_before: Option<u64>,
+    peak_memory: u64,
+    /// Seconds by stage.
+    seconds: Timeline,
+    /// Bytes of factors that went from calibrator to surgeon.
+    factor_bytes: u64,
+    shots: Vec<ShotSummary>,
+    /// Predicted rise of the loss over all shots, for the shape asked for and for the other one; nats per token.
+    predicted: f64,
+    predicted_other_shape: Option<f64>,
+    /// Damping as a fraction of the mean of the diagonal, and the layers that needed more than asked for.
+    damping_asked: [f64; 2],
+    largest_damping: f64,
+    raised_layers: Vec<String>,
+    warnings: Vec<String>,
+    /// The final folder, its size and digest, and how far its logits are from those of the model in memory.
+    pub(crate) output: String,
+    output_bytes: u64,
+    output_blake3: String,
+    logit_difference: f64,
+    state: String,
+    /// A command that measures the folder with another program.
+    lm_eval: String,
+}
+
+/// One shot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct ShotSummary {
+    shot: u32,
+    sizes: Sizes,
+    predicted: f64,
+    predicted_other_shape: Option<f64>,
+    perplexity: Option<f64>,
+    largest_damping: f64,
+}
+
+impl Summary {
+    /// Returns the summary of a finished run, or `None` if its journal lacks its end.
+    pub(crate) fn new(
+        run: &str,
+        history: &History,
+        seconds: Timeline,
+        warnings: Vec<String>,
+        state: &Path,
+    ) -> Option<Self> {
+        let (spec, prepared) = (history.spec.as_ref()?, history.prepared.as_ref()?);
+        let written = history.materialised.as_ref()?;
+        let last = history.shots_done();
+        let (dense, pruned) = (history.evaluations.get(&0), history.evaluations.get(&last));
+        let shots = shots(history);
+        let others: Option<Vec<f64>> = shots.iter().map(|s| s.predicted_other_shape).collect();
+        Some(Self {
+            event: "summary",
+            run: run.to_owned(),
+            family: prepared.model.family.clone(),
+            structure: spec.structure,
+            shape: spec.shape,
+            before: prepared.model.dense,
+            after: history.sizes(last)?,
+            evaluation_before: dense.map(|e| e.evaluation.clone()),
+            evaluation_after: pruned.map(|e| e.evaluation.clone()),
+            tokens_per_second_before: dense.and_then(speed),
+            tokens_per_second_after: pruned.and_then(speed),
+            peak_memory_before: dense.map(|e| e.peak_memory),
+            peak_memory: peak_memory(history),
+            seconds,
+            factor_bytes: history.shots.values().flat_map(|s| s.shards.values()).map(|s| s.factor_bytes).sum(),
+            predicted: shots.iter().map(|s| s.predicted).sum(),
+            predicted_other_shape: others.map(|all| all.iter().sum()),
+            damping_asked: [spec.damping_a, spec.damping_g],
+            largest_damping: shots.iter().map(|s| s.largest_damping).fold(0.0, f64::max),
+            raised_layers: raised_layers(history),
+            shots,
+            warnings,
+            output: written.output.clone(),
+            output_bytes: written.bytes,
+            output_blake3: written.blake3.clone(),
+            logit_difference: written.logit_difference,
+            state: state.display().to_string(),
+            lm_eval: lm_eval(&written.output),
+        })
+    }
+}
+
+fn shots(history: &History) -> Vec<ShotSummary> {
+    let summary = |(shot, known): (&u32, &coordinator::event::ShotHistory)| {
+        let (cut, committed) = (known.cut.as_ref()?, known.committed.as_ref()?);
+        Some(ShotSummary {
+            shot: *shot,
+            sizes: committed.sizes,
+            predicted: committed.predicted,
+            predicted_other_shape: cut.predicted_other_shape,
+            perplexity: history.evaluations.get(shot).map(|e| e.evaluation.perplexity),
+            largest_damping: cut.largest_damping,
+        })
+    };
+    history.shots.iter().filter_map(summary).collect()
+}
+
+fn speed(evaluated: &Evaluated) -> Option<f64> {
+    (evaluated.seconds > 0.0).then(|| evaluated.tokens as f64 / evaluated.seconds)
+}
+
+fn peak_memory(history: &History) -> u64 {
+    let evaluations = history.evaluations.values().map(|e| e.peak_memory);
+    let shards = history.shots.values().flat_map(|s| s.shards.values()).map(|s| s.peak_memory);
+    evaluations.chain(shards).max().unwrap_or(0)
+}
+
+fn raised_layers(history: &History) -> Vec<String> {
+    let raised = |d: &FactorDamping| [d.a, d.g].iter().flatten().any(|step| step.raised > 0);
+    let cuts = history.shots.values().filter_map(|s| s.cut.as_ref());
+    let layers: BTreeSet<_> =
+        cuts.flat_map(|c| &c.layers).filter(|l| raised(&l.damping)).map(|l| l.layer.to_string()).collect();
+    layers.into_iter().collect()
+}
+
+fn lm_eval(output: &str) -> String {
+    format!("lm_eval --model hf --model_args {} --tasks wikitext", shell_word(&format!("pretrained={output},dtype=float32")))
+}
+
+/// Returns the text as one word of a POSIX shell.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=,+:@%".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+use super::*;
+use proptest::prelude::*;
+use testkit::{devices, max_difference, random};
+
+fn gram(x_nc: &Tensor) -> Tensor {
+    x_nc.tr().matmul(x_nc)
+}
+
+#[test]
+fn panels_give_the_full_product() {
+    for device in devices() {
+        for c in [1, 5, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 37] {
+            let x = random(&[40, c], 5).to_device(device);
+            let mut factors = BlockFactors::new();
+            factors.accumulate(Side::Input, "fc2", &x).unwrap();
+            factors.accumulate(Side::Input, "fc2", &x.narrow(0, 0, 7)).unwrap();
+            factors.add_tokens(47);
+            let expected = (gram(&x) + gram(&x.narrow(0, 0, 7))) / 47.0;
+            let found = factors.finish(Side::Input, "fc2").unwrap();
+            assert!(max_difference(&found, &expected) < 1e-12, "c = {c}");
+            assert_eq!(max_difference(&found, &found.tr()), 0.0);
+        }
+    }
+}
+
+#[test]
+fn packing_keeps_every_bit_of_f32_in_the_documented_order() {
+    let mut factors = BlockFactors::new();
+    factors.accumulate(Side::Gradient, "o_proj", &random(&[9, 4], 1).to_kind(Kind::Float)).unwrap();
+    factors.accumulate(Side::Input, "o_proj", &random(&[9, 3], 2).to_kind(Kind::Float)).unwrap();
+    factors.accumulate(Side::Input, "down_proj", &random(&[9, 5], 3).to_kind(Kind::Float)).unwrap();
+    factors.add_tokens(9);
+    let packed = factors.pack().unwrap();
+    let keys: Vec<_> = packed.iter().map(|(key, values)| (key.as_str(), values.size()[0])).collect();
+    assert_eq!(keys, [("A:down_proj", 15), ("A:o_proj", 6), ("G:o_proj", 10)]);
+    let a = factors.finish(Side::Input, "o_proj").unwrap() * 9.0;
+    let by_rows: Vec<f64> =
+        [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)].iter().map(|&(i, j)| a.double_value(&[i, j])).collect();
+    let difference = max_difference(&packed[1].1, &Tensor::from_slice(&by_rows));
+    assert!(difference < 1e-5, "{difference}");
+    for device in devices() {
+        let copies = packed.iter().map(|(key, values)| (key.clone(), values.copy())).collect();
+        let read = BlockFactors::unpack(9, copies, device).unwrap();
+        for (side, layer) in [(Side::Input, "down_proj"), (Side::Input, "o_proj"), (Side::Gradient, "o_proj")] {
+            let difference = max_difference(&read.finish(side, layer).unwrap(), &factors.finish(side, layer).unwrap());
+            assert_eq!(difference, 0.0, "{layer}");
+        }
+    }
+}
+
+#[test]
+fn packed_nonsense_is_refused() {
+    let values = |n: i64| Tensor::zeros([n], (Kind::Float, Device::Cpu));
+    for (key, n) in [("A:x", 4), ("A:x", 0), ("B:x", 6), ("x", 6)] {
+        let read = BlockFactors::unpack(1, vec![(key.to_owned(), values(n))], Device::Cpu);
+        assert!(matches!(read, Err(CurvatureError::Packed { .. })), "{key} {n}");
+    }
+}
+
+#[test]
+fn faults_name_side_and_layer() {
+    let mut factors = BlockFactors::new();
+    let x = random(&[3, 2], 1);
+    factors.accumulate(Side::Input, "layers.4.fc2", &x).unwrap();
+    let text = |error: CurvatureError| error.to_string();
+    assert!(text(factors.finish(Side::Input, "layers.4.fc2").unwrap_err()).contains("A of layers.4.fc2"), "no tokens");
+    assert!(text(factors.finish(Side::Gradient, "layers.4.fc2").unwrap_err()).contains("G of layers.4.fc2"), "unknown");
+    let wider = factors.accumulate(Side::Input, "layers.4.fc2", &random(&[3, 4], 1)).unwrap_err();
+    assert!(text(wider).contains("[-1, 2], got [3, 4]"));
+    factors.add_tokens(3);
+    let bad = Tensor::from_slice(&[1.0, f64::INFINITY]).view([1, 2]);
+    factors.accumulate(Side::Input, "layers.4.fc2", &bad).unwrap();
+    for error in [factors.finish(Side::Input, "layers.4.fc2").unwrap_err(), factors.pack().unwrap_err()] {
+        assert!(matches!(&error, CurvatureError::NotFinite { name } if name == "A of layers.4.fc2"), "{error}");
+    }
+}
+
+#[test]
+fn half_precision_is_summed_in_f32() {
+    let x = random(&[6, 3], 8).to_kind(Kind::BFloat16);
+    let mut factors = BlockFactors::new();
+    factors.accumulate(Side::Input, "q_proj", &x).unwrap();
+    factors.add_tokens(6);
+    let found = factors.finish(Side::Input, "q_proj").unwrap();
+    assert_eq!(found.kind(), Kind::Float);
+    assert!(max_difference(&found, &(gram(&x.to_kind(Kind::Double)) / 6.0)) < 1e-6);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn merging_any_split_equals_one_pass(seed in 0_u64..1000, n in 2_i64..40, c in 1_i64..12, cuts in prop::collection::vec(0.0_f64..1.0, 0..4)) {
+        let x = random(&[n, c], seed);
+        let mut whole = BlockFactors::new();
+        whole.accumulate(Side::Gradient, "l", &x).unwrap();
+        whole.add_tokens(n as u64);
+        let mut edges: Vec<i64> = cuts.iter().map(|f| (f * n as f64) as i64).chain([0, n]).collect();
+        edges.sort_unstable();
+        let mut merged = BlockFactors::new();
+        for pair in edges.windows(2) {
+            let mut part = BlockFactors::new();
+            part.accumulate(Side::Gradient, "l", &x.narrow(0, pair[0], pair[1] - pair[0])).unwrap();
+            part.add_tokens((pair[1] - pair[0]) as u64);
+            merged.merge(&part).unwrap();
+        }
+        prop_assert_eq!(merged.tokens, n as u64);
+        let difference = max_difference(&merged.finish(Side::Gradient, "l").unwrap(), &whole.finish(Side::Gradient, "l").unwrap());
+        prop_assert!(difference < 1e-12, "{difference}");
+    }
+}

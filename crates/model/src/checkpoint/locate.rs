@@ -1,0 +1,83 @@
+//! Finds the files of a model folder and says what is wrong with a path that is none.
+
+use crate::ModelError;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+fn not_a_model(path: &Path, reason: impl Into<String>) -> ModelError {
+    ModelError::NotAModel { path: path.to_owned(), reason: reason.into() }
+}
+
+/// Returns the config file of the folder `path`.
+pub(super) fn config(path: &Path) -> Result<PathBuf, ModelError> {
+    match path.metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(not_a_model(path, "there is nothing at this path (models are read from local folders, never downloaded)"));
+        }
+        Err(e) => return Err(ModelError::Io { action: "read", path: path.to_owned(), source: e }),
+        Ok(found) if !found.is_dir() => {
+            return Err(not_a_model(path, "it is a file; name the folder that holds config.json and model.safetensors"));
+        }
+        Ok(_) => {}
+    }
+    let config = path.join(CONFIG);
+    if config.is_file() {
+        return Ok(config);
+    }
+    let reason = if path.join("snapshots").is_dir() {
+        "it is a hub cache; name one of the folders in 'snapshots'"
+    } else if path.join("adapter_config.json").is_file() {
+        "it holds a LoRA adapter; merge it into its base model first"
+    } else {
+        "it has no config.json; name a folder with config.json and model.safetensors"
+    };
+    Err(not_a_model(path, reason))
+}
+
+/// Returns the tensor files of the folder `path`, sorted by name.
+pub(super) fn tensor_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let single = path.join(SINGLE);
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = path.join(INDEX);
+    if index.is_file() {
+        return shards(path, &index);
+    }
+    let reason = if single.is_symlink() || index.is_symlink() {
+        "the link to its weights leads nowhere; fetch the model again"
+    } else if path.join("pytorch_model.bin").is_file() || path.join("pytorch_model.bin.index.json").is_file() {
+        "it holds pytorch_model.bin only; save it as model.safetensors first (transformers: save_pretrained)"
+    } else {
+        "it has neither model.safetensors nor model.safetensors.index.json"
+    };
+    Err(not_a_model(path, reason))
+}
+
+/// Returns the shards that an index names.
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let broken = |reason: String| ModelError::TensorFile { file: index.display().to_string(), reason };
+    let text = std::fs::read_to_string(index).map_err(ModelError::io("read", index))?;
+    let json: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not valid JSON ({e})")))?;
+    let map = json.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| broken("has no 'weight_map'".to_owned()))?;
+    let mut names = BTreeSet::new();
+    for (tensor, shard) in map {
+        let name = shard.as_str().ok_or_else(|| broken(format!("names no shard for tensor '{tensor}'")))?;
+        if Path::new(name).file_name().is_none_or(|file| file != name) {
+            return Err(broken(format!("names the shard '{name}', which is not a plain file name")));
+        }
+        names.insert(name);
+    }
+    let files: Vec<PathBuf> = names.into_iter().map(|name| folder.join(name)).collect();
+    match files.iter().find(|file| !file.is_file()) {
+        Some(missing) => Err(broken(format!("names the shard {}, which is not there", missing.display()))),
+        None if files.is_empty() => Err(broken("names no shards".to_owned())),
+        None => Ok(files),
+    }
+}

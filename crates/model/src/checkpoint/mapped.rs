@@ -1,0 +1,48 @@
+//! A tensor file in the address space: read where it lies, and let go of what has been read.
+
+// Mapping a file is unsafe because another program could change it; see the SAFETY comments.
+#![allow(unsafe_code)]
+
+use crate::ModelError;
+use crate::tensor_file::Header;
+use memmap2::{Mmap, UncheckedAdvice};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A mapped safetensors file.
+#[derive(Debug)]
+pub(super) struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps `path` and returns it with its checked header.
+    pub(super) fn open(path: &Path) -> Result<(Self, Header), ModelError> {
+        let file = File::open(path).map_err(ModelError::io("read", path))?;
+        // SAFETY: the map is private and read only. That nobody cuts the file while a run uses it is a stated
+        // condition for model folders; bytes that change are caught by no reader, mapped or not.
+        let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("map", path))?;
+        let header = Header::parse(&map, &path.display().to_string())?;
+        Ok((Self { path: path.to_owned(), map }, header))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the bytes of a tensor; `range` comes from this file's header.
+    pub(super) fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        &self.map[range.clone()]
+    }
+
+    /// Gives the pages of a tensor back, so that reading a model does not keep a second copy of it resident.
+    pub(super) fn release(&self, range: &Range<usize>) {
+        // SAFETY: the map is file-backed, private and never written, so dropped pages come back from the file unchanged.
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "pages of a model file stay resident");
+        }
+    }
+}

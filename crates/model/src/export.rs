@@ -1,0 +1,3 @@
+//! Writing a pruned model for the runtimes that people use.
+
+pub mod huggingface;

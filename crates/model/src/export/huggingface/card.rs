@@ -1,0 +1,52 @@
+//! The model card: a stub that says where the model comes from.
+
+use crate::ModelFolder;
+use std::path::Path;
+
+/// Keys of the base model's card that hold for the pruned model as well.
+const INHERITED: [&str; 4] = ["license:", "license_name:", "license_link:", "language:"];
+
+/// Returns README.md for the model pruned from `folder`.
+pub(super) fn text(folder: &ModelFolder, output: &Path) -> String {
+    let base = base_model(folder.path());
+    let name = output.file_name().map_or_else(|| "Pruned model".into(), |name| name.to_string_lossy());
+    let inherited: String = inherited(folder.path()).iter().map(|line| format!("{line}\n")).collect();
+    format!(
+        "---\n{inherited}base_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- pruned\n---\n\n\
+         # {name}\n\n\
+         A smaller version of `{base}`, made by LLM Surgeon (structured pruning with Kronecker-factored curvature, \
+         arXiv 2312.17244). What was removed where, what it cost and how it was measured is in `pruning_report.json`.\n\n\
+         The licence of the base model applies.\n"
+    )
+}
+
+/// Returns the base model's name on the hub if it lies in a hub cache, otherwise the name of its folder.
+fn base_model(folder: &Path) -> String {
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let names: Vec<_> = absolute.iter().map(|part| part.to_string_lossy()).collect();
+    let cached = names.iter().find_map(|name| name.strip_prefix("models--"));
+    match (cached, names.last()) {
+        (Some(hub), _) => hub.replacen("--", "/", 1),
+        (None, Some(last)) => last.to_string(),
+        (None, None) => "unknown".to_owned(),
+    }
+}
+
+/// Returns the lines of the base model's card that are kept.
+fn inherited(folder: &Path) -> Vec<String> {
+    let Ok(card) = std::fs::read_to_string(folder.join("README.md")) else { return Vec::new() };
+    let mut lines = card.lines();
+    if lines.next().map(str::trim_end) != Some("---") {
+        return Vec::new();
+    }
+    let mut kept = Vec::new();
+    let mut inside = false;
+    for line in lines.take_while(|line| line.trim_end() != "---") {
+        // A list's items stand below its key, indented or with a dash.
+        inside = if line.starts_with([' ', '-']) { inside } else { INHERITED.iter().any(|key| line.starts_with(key)) };
+        if inside {
+            kept.push(line.trim_end().to_owned());
+        }
+    }
+    kept
+}

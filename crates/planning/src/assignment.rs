@@ -1,0 +1,169 @@
+//! Who gets what: calibration samples into shards, blocks to surgeons. Does not know workers, only how many.
+
+/// What the split of the calibration data depends on. Part of the run, never of a worker: it sets the order of sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sweep {
+    /// Samples in all.
+    pub samples: u64,
+    /// Tokens a sample.
+    pub seq_len: u64,
+    /// Decoder blocks.
+    pub blocks: u64,
+    /// Residual width.
+    pub hidden: u64,
+    /// Largest FFN width.
+    pub ffn: u64,
+    /// Query heads times head size.
+    pub attention: u64,
+    /// Bytes of one number in forward and backward passes.
+    pub dtype_bytes: u64,
+    /// Bytes of one number of the kept boundary states.
+    pub boundary_bytes: u64,
+    /// Memory for boundary states and micro-batches, in bytes.
+    pub memory: u64,
+    /// Tokens a micro-batch holds at most; beyond it a larger one is no faster.
+    pub max_batch_tokens: u64,
+}
+
+/// One shard of the calibration data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardPlan {
+    /// Number of its first sample.
+    pub first_sample: u64,
+    /// How many samples, at least 1.
+    pub samples: u64,
+    /// Samples run through a block at a time, at least 1.
+    pub micro_batch: u64,
+}
+
+impl Sweep {
+    /// Returns what one sample keeps during a sweep, in bytes: the residual stream at all `blocks + 1` boundaries, and
+    /// its gradient at one.
+    pub fn boundary_bytes_per_sample(&self) -> u64 {
+        let state = self.seq_len.saturating_mul(self.hidden);
+        let states = state.saturating_mul(self.blocks + 1).saturating_mul(self.boundary_bytes);
+        states.saturating_add(state.saturating_mul(self.dtype_bytes))
+    }
+
+    /// Returns an estimate of what one sample's graph of one block takes, in bytes:
+    /// `2 · seq_len · (12·hidden + 6·ffn + 6·attention) · dtype_bytes`; the 2 is for the gradients.
+    pub fn graph_bytes_per_sample(&self) -> u64 {
+        let widths = [(12, self.hidden), (6, self.ffn), (6, self.attention)];
+        let numbers = widths.iter().fold(0_u64, |sum, (n, width)| sum.saturating_add(width.saturating_mul(*n)));
+        numbers.saturating_mul(2).saturating_mul(self.seq_len).saturating_mul(self.dtype_bytes)
+    }
+}
+
+/// Returns contiguous shards that hold every sample once, as few as memory allows, their sizes at most one apart.
+///
+/// A shard's boundary states take at most half of `memory`, a micro-batch's graph at most a quarter; where not even one
+/// sample fits, a shard or micro-batch is one sample.
+pub fn shards(sweep: &Sweep) -> Vec<ShardPlan> {
+    let fits = |memory: u64, per_sample: u64| (memory / per_sample.max(1)).max(1);
+    let most = fits(sweep.memory / 2, sweep.boundary_bytes_per_sample());
+    let micro_batch = fits(sweep.memory / 4, sweep.graph_bytes_per_sample())
+        .min(sweep.max_batch_tokens / sweep.seq_len.max(1))
+        .max(1);
+    let count = sweep.samples.div_ceil(most);
+    (0..count)
+        .map(|shard| {
+            let first_sample = share(sweep.samples, shard, count);
+            let samples = share(sweep.samples, shard + 1, count) - first_sample;
+            ShardPlan { first_sample, samples, micro_batch: micro_batch.min(samples) }
+        })
+        .collect()
+}
+
+/// Returns the surgeon of each block, in block order: contiguous, their numbers of blocks at most one apart. Empty when
+/// there is no surgeon.
+pub fn owners(blocks: u32, surgeons: u32) -> Vec<u32> {
+    let of = |surgeon: u32| share(u64::from(blocks), u64::from(surgeon), u64::from(surgeons));
+    (0..surgeons).flat_map(|surgeon| (of(surgeon)..of(surgeon + 1)).map(move |_| surgeon)).collect()
+}
+
+/// Returns where part `part` of `parts` begins among `total` things.
+fn share(total: u64, part: u64, parts: u64) -> u64 {
+    (u128::from(total) * u128::from(part) / u128::from(parts)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// SmolLM2-135M, 32 × 512 tokens.
+    fn small() -> Sweep {
+        Sweep {
+            samples: 32,
+            seq_len: 512,
+            blocks: 30,
+            hidden: 576,
+            ffn: 1536,
+            attention: 576,
+            dtype_bytes: 4,
+            boundary_bytes: 4,
+            memory: 1 << 30,
+            max_batch_tokens: 2048,
+        }
+    }
+
+    #[test]
+    fn memory_sets_the_number_of_shards() {
+        let per_sample = 512 * 576 * 4 * 32;
+        assert_eq!(small().boundary_bytes_per_sample(), per_sample);
+        assert_eq!(shards(&small()), [(0, 10, 3), (10, 11, 3), (21, 11, 3)].map(plan), "14 samples fit");
+        let roomy = Sweep { memory: 64 * per_sample, ..small() };
+        assert_eq!(shards(&roomy), [(0, 32, 4)].map(plan));
+        assert_eq!(shards(&Sweep { samples: 2, ..roomy }), [(0, 2, 2)].map(plan));
+        let bf16 = Sweep { boundary_bytes: 2, ..small() };
+        assert_eq!(shards(&bf16), [(0, 16, 3), (16, 16, 3)].map(plan));
+        assert_eq!(shards(&Sweep { samples: 0, ..small() }), []);
+    }
+
+    fn plan((first_sample, samples, micro_batch): (u64, u64, u64)) -> ShardPlan {
+        ShardPlan { first_sample, samples, micro_batch }
+    }
+
+    #[test]
+    fn a_sample_that_does_not_fit_goes_alone() {
+        let tight = shards(&Sweep { samples: 3, memory: 1 << 20, ..small() });
+        assert_eq!(tight.len(), 3);
+        assert!(tight.iter().all(|s| s.samples == 1 && s.micro_batch == 1));
+    }
+
+    proptest! {
+        #[test]
+        fn shards_hold_every_sample_once_and_fit(
+            samples in 1_u64..5000, seq_len in 1_u64..5000, blocks in 1_u64..100, hidden in 1_u64..9000,
+            memory in 1_u64 << 20..1 << 40, boundary_bytes in prop::sample::select(vec![2_u64, 4]),
+        ) {
+            let c = Sweep { samples, seq_len, blocks, hidden, boundary_bytes, memory, ..small() };
+            let plan = shards(&c);
+            let mut next = 0;
+            for shard in &plan {
+                prop_assert_eq!(shard.first_sample, next);
+                prop_assert!((1..=shard.samples).contains(&shard.micro_batch));
+                prop_assert!(shard.samples == 1 || shard.samples * c.boundary_bytes_per_sample() <= memory / 2);
+                let graph = shard.micro_batch * c.graph_bytes_per_sample();
+                let fits = graph <= memory / 4 && shard.micro_batch * seq_len <= c.max_batch_tokens;
+                prop_assert!(shard.micro_batch == 1 || fits);
+                next += shard.samples;
+            }
+            prop_assert_eq!(next, samples);
+            let sizes = plan.iter().map(|s| s.samples);
+            prop_assert!(sizes.clone().max().unwrap() - sizes.min().unwrap() <= 1);
+            let fewer = samples.div_ceil(plan.len() as u64 - 1 + u64::from(plan.len() == 1));
+            prop_assert!(plan.len() == 1 || fewer * c.boundary_bytes_per_sample() > memory / 2, "as few as fit");
+        }
+
+        #[test]
+        fn every_block_has_one_owner(blocks in 0_u32..200, surgeons in 1_u32..50) {
+            let owner = owners(blocks, surgeons);
+            prop_assert_eq!(owner.len(), blocks as usize);
+            prop_assert!(owner.is_sorted());
+            let load = |s| owner.iter().filter(|o| **o == s).count();
+            let loads: Vec<_> = (0..surgeons).map(load).collect();
+            prop_assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1, "{:?}", loads);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! How the size goes down over the shots. Does not know what is removed.
+
+use types::Schedule;
+
+/// Returns the largest allowed size after each shot, in the target's measure.
+///
+/// Linear: `dense − (dense − target)·k/T`. Geometric: `dense·(target/dense)^(k/T)`, which removes the same fraction of
+/// what is left in every shot. The last is exactly `target`; sizes fall strictly whenever there are at least as many
+/// weights to remove as shots, otherwise they never rise. All are `target` when nothing has to go.
+pub fn limits(dense: u64, target: u64, shots: u32, schedule: Schedule) -> Vec<u64> {
+    if target >= dense {
+        return vec![target; shots as usize];
+    }
+    let removed = dense - target;
+    let strict = removed >= u64::from(shots);
+    let mut previous = dense;
+    (1..=shots)
+        .map(|shot| {
+            let wish = match schedule {
+                Schedule::Linear => linear(dense, removed, shot, shots),
+                Schedule::Geometric => geometric(dense, target, shot, shots),
+            };
+            // Room for the shots to come: rounding must not let two of them share a size.
+            let (lowest, highest) =
+                if strict { (target + u64::from(shots - shot), previous - 1) } else { (target, previous) };
+            previous = if shot == shots { target } else { wish.clamp(lowest, highest) };
+            previous
+        })
+        .collect()
+}
+
+fn linear(dense: u64, removed: u64, shot: u32, shots: u32) -> u64 {
+    dense - (u128::from(removed) * u128::from(shot) / u128::from(shots)) as u64
+}
+
+fn geometric(dense: u64, target: u64, shot: u32, shots: u32) -> u64 {
+    let ratio = target.max(1) as f64 / dense as f64;
+    (dense as f64 * ratio.powf(f64::from(shot) / f64::from(shots))).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn linear_takes_equal_steps_and_geometric_equal_ratios() {
+        assert_eq!(limits(1000, 600, 4, Schedule::Linear), [900, 800, 700, 600]);
+        assert_eq!(limits(1_000_000, 62_500, 4, Schedule::Geometric), [500_000, 250_000, 125_000, 62_500]);
+        assert_eq!(limits(10, 1, 9, Schedule::Geometric), [9, 8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(limits(100, 120, 3, Schedule::Linear), [120, 120, 120]);
+        assert_eq!(limits(u64::MAX, 1, 2, Schedule::Linear), [u64::MAX - (u64::MAX - 1) / 2, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_fall_and_end_at_the_target(
+            (dense, target) in prop_oneof![(1_u64..50, 0_u64..60), (1_u64..1 << 45, 0_u64..1 << 45)],
+            shots in 1_u32..60,
+            schedule in prop::sample::select(Schedule::ALL.to_vec()),
+        ) {
+            let sizes = limits(dense, target, shots, schedule);
+            prop_assert_eq!(sizes.len(), shots as usize);
+            prop_assert_eq!(sizes.last(), Some(&target));
+            if target >= dense {
+                prop_assert!(sizes.iter().all(|s| *s == target));
+            } else if dense - target >= u64::from(shots) {
+                prop_assert!(sizes[0] < dense);
+                prop_assert!(sizes.windows(2).all(|w| w[1] < w[0]), "{:?}", sizes);
+            } else {
+                prop_assert!(sizes[0] <= dense);
+                prop_assert!(sizes.windows(2).all(|w| w[1] <= w[0]), "{:?}", sizes);
+            }
+        }
+    }
+}

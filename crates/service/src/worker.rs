@@ -1,0 +1,160 @@
+//! The shell that both kinds of worker share: register, lease tasks, hand them to a handler, report, stay alive, stop.
+//!
+//! One batch of tasks is with the handler at a time; the next is leased when the handler returns. A lease lives as long
+//! as heartbeats arrive; a task whose lease is lost is dropped by its token. What the tasks are is the handler's matter.
+
+mod client;
+mod heartbeat;
+mod lease;
+
+pub use lease::{Lease, LeaseError, Leased};
+
+use client::Client;
+use lease::Leases;
+use proto::v1;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::transport::Channel;
+use types::WorkerId;
+
+/// How long the handler has to return on a stop.
+const HANDLER_GRACE: Duration = Duration::from_secs(5);
+/// How long the release of what it left open may take then: 8 s in all, well within the notice before a kill.
+const RELEASE_GRACE: Duration = Duration::from_secs(3);
+
+/// Who a worker is; nothing here changes a number.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Its name, unique while it lives.
+    pub worker: WorkerId,
+    /// What it does.
+    pub role: v1::WorkerRole,
+    /// Where its own service listens.
+    pub endpoint: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+    /// Tasks it leases at once.
+    pub max_tasks: u32,
+}
+
+/// Carries out tasks.
+pub trait TaskHandler: Send + Sync + 'static {
+    /// Carries out one batch, and settles each task through its lease.
+    ///
+    /// A task that is not settled when this returns is released, so on a fired token it is enough to return. If it panics,
+    /// its tasks fail as internal errors.
+    fn handle(&self, tasks: Vec<Leased>) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a worker stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The coordinator does not want this worker, as it is.
+    #[error("the coordinator refuses this worker: {}", .0.message())]
+    Refused(Status),
+    /// The coordinator cannot be reached for too long.
+    #[error("the coordinator cannot be reached: {}", .0.message())]
+    Lost(Status),
+}
+
+/// Works for the coordinator behind `channel` until `shutdown` fires, then releases what is unfinished.
+pub async fn run_worker<H: TaskHandler>(
+    channel: Channel,
+    options: WorkerOptions,
+    handler: Arc<H>,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let client = Client::new(channel, options);
+    let Some(lease_time) = until(&shutdown, client.register()).await else { return Ok(()) };
+    let leases = Leases::default();
+    let beats = tokio::spawn(heartbeat::run(client.clone(), leases.clone(), lease_time.map_err(refusal)?));
+    let worked = work(&client, &leases, &handler, &shutdown).await;
+    let released = tokio::time::timeout(RELEASE_GRACE, leases.release_all()).await;
+    if released.is_err() {
+        tracing::warn!("tasks are not released in time; their leases will expire");
+    }
+    beats.abort();
+    worked
+}
+
+/// Leases and handles batch after batch.
+async fn work<H: TaskHandler>(
+    client: &Client,
+    leases: &Leases,
+    handler: &Arc<H>,
+    shutdown: &CancellationToken,
+) -> Result<(), WorkerError> {
+    loop {
+        let Some(leased) = until(shutdown, client.lease()).await else { return Ok(()) };
+        let tasks = match leased {
+            Ok(tasks) => tasks,
+            Err(status) if client::is_unknown_worker(&status) => {
+                let Some(registered) = until(shutdown, client.register()).await else { return Ok(()) };
+                registered.map_err(refusal)?;
+                continue;
+            }
+            Err(status) => return Err(refusal(status)),
+        };
+        if tasks.is_empty() {
+            continue;
+        }
+        tracing::debug!(tasks = tasks.len(), "tasks leased");
+        let batch: Vec<Leased> = tasks.into_iter().map(|task| leases.add(client, task, shutdown)).collect();
+        let of_batch: Vec<Lease> = batch.iter().map(|leased| leased.lease.clone()).collect();
+        let handling = handler.clone();
+        let mut handled = tokio::spawn(async move { handling.handle(batch).await });
+        let Some(joined) = join(&mut handled, shutdown).await else {
+            tracing::warn!("the handler does not return in time; its tasks are released");
+            handled.abort();
+            return Ok(());
+        };
+        let panicked = joined.is_err_and(|e| e.is_panic());
+        let settled = futures::future::join_all(of_batch.iter().map(|lease| settle(lease, panicked)));
+        if until(shutdown, settled).await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for a batch; once `shutdown` fires no longer than the handler's grace.
+async fn join(
+    handled: &mut JoinHandle<()>,
+    shutdown: &CancellationToken,
+) -> Option<Result<(), tokio::task::JoinError>> {
+    tokio::select! {
+        joined = &mut *handled => return Some(joined),
+        () = shutdown.cancelled() => {}
+    }
+    tokio::time::timeout(HANDLER_GRACE, handled).await.ok()
+}
+
+/// Gives back a task that its handler left open.
+async fn settle(lease: &Lease, panicked: bool) {
+    let settled = if panicked {
+        lease.fail(v1::FailureClass::Internal, "the task's handler panicked").await
+    } else {
+        lease.release().await
+    };
+    // A lease that could not be given back expires, and the task is then leased anew.
+    if let Err(error) = settled {
+        tracing::debug!(task = lease.task_id(), %error, "an open task was not given back");
+    }
+}
+
+/// Returns the answer, or nothing once `shutdown` fires.
+async fn until<T>(shutdown: &CancellationToken, call: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => None,
+        answer = call => Some(answer),
+    }
+}
+
+fn refusal(status: Status) -> WorkerError {
+    if crate::status::is_transient(&status) { WorkerError::Lost(status) } else { WorkerError::Refused(status) }
+}

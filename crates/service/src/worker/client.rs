@@ -1,0 +1,122 @@
+//! The calls of one worker to the coordinator, with deadlines, retries and request ids.
+
+use super::WorkerOptions;
+use super::lease::Lease;
+use crate::retry::{CALL_TIMEOUT, Retry, within};
+use crate::status::reason_of;
+use crate::{Reason, RequestIds};
+use proto::v1;
+use proto::v1::worker_service_client::WorkerServiceClient;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Status;
+use tonic::transport::Channel;
+
+/// How long the coordinator may hold back an answer while there is no task.
+const LEASE_WAIT: Duration = Duration::from_secs(20);
+
+/// Calls the coordinator as one worker; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    service: WorkerServiceClient<Channel>,
+    options: Arc<WorkerOptions>,
+    ids: RequestIds,
+}
+
+/// Says whether the coordinator has forgotten the worker, as after its restart.
+pub(super) fn is_unknown_worker(status: &Status) -> bool {
+    reason_of(status) == Some(Reason::WorkerUnknown)
+}
+
+impl Client {
+    pub(super) fn new(channel: Channel, options: WorkerOptions) -> Self {
+        let service = WorkerServiceClient::new(channel)
+            .max_decoding_message_size(proto::MAX_CONTROL_BYTES)
+            .max_encoding_message_size(proto::MAX_CONTROL_BYTES);
+        let ids = RequestIds::new(options.worker.as_str());
+        Self { service, options: Arc::new(options), ids }
+    }
+
+    /// Makes the worker known; returns how long a lease lasts.
+    pub(super) async fn register(&self) -> Result<Duration, Status> {
+        let request = v1::RegisterWorkerRequest {
+            request_id: self.ids.next(),
+            worker: self.name(),
+            role: self.options.role.into(),
+            endpoint: self.options.endpoint.clone(),
+            version: proto::VERSION.to_owned(),
+            libtorch: self.options.libtorch.clone(),
+            device: self.options.device.clone(),
+        };
+        let call = || async { self.service.clone().register_worker(within(CALL_TIMEOUT, request.clone())).await };
+        let answer = Retry::default().call(call).await?;
+        tracing::debug!(worker = %self.options.worker, lease_seconds = answer.lease_seconds, "worker registered");
+        Ok(Duration::from_secs(answer.lease_seconds.into()))
+    }
+
+    /// Waits for tasks; an empty answer means that there are none yet.
+    pub(super) async fn lease(&self) -> Result<Vec<v1::Task>, Status> {
+        let request = v1::LeaseTasksRequest {
+            worker: self.name(),
+            max_tasks: self.options.max_tasks,
+            wait_seconds: LEASE_WAIT.as_secs() as u32,
+        };
+        let timeout = LEASE_WAIT + CALL_TIMEOUT;
+        let call = || async { self.service.clone().lease_tasks(within(timeout, request.clone())).await };
+        Ok(Retry::default().call(call).await?.tasks)
+    }
+
+    pub(super) async fn complete(
+        &self,
+        lease: &Lease,
+        result: v1::complete_task_request::Result,
+        seconds: f64,
+    ) -> Result<(), Status> {
+        let request = v1::CompleteTaskRequest {
+            request_id: self.ids.next(),
+            worker: self.name(),
+            task_id: lease.task_id().to_owned(),
+            generation: lease.generation(),
+            seconds,
+            result: Some(result),
+        };
+        let call = || async { self.service.clone().complete_task(within(CALL_TIMEOUT, request.clone())).await };
+        Retry::default().call(call).await.map(drop)
+    }
+
+    pub(super) async fn fail(&self, lease: &Lease, class: v1::FailureClass, message: String) -> Result<(), Status> {
+        let request = v1::FailTaskRequest {
+            request_id: self.ids.next(),
+            worker: self.name(),
+            task_id: lease.task_id().to_owned(),
+            generation: lease.generation(),
+            failure: class.into(),
+            message,
+        };
+        let call = || async { self.service.clone().fail_task(within(CALL_TIMEOUT, request.clone())).await };
+        Retry::default().call(call).await.map(drop)
+    }
+
+    pub(super) async fn release(&self, lease: &Lease) -> Result<(), Status> {
+        let request = v1::ReleaseTaskRequest {
+            request_id: self.ids.next(),
+            worker: self.name(),
+            task_id: lease.task_id().to_owned(),
+            generation: lease.generation(),
+        };
+        let call = || async { self.service.clone().release_task(within(CALL_TIMEOUT, request.clone())).await };
+        Retry::default().call(call).await.map(drop)
+    }
+
+    /// Opens a stream of heartbeats. The answers come whenever the coordinator has something to say.
+    pub(super) async fn heartbeat(
+        &self,
+        beats: impl futures::Stream<Item = v1::HeartbeatRequest> + Send + 'static,
+    ) -> Result<tonic::Streaming<v1::HeartbeatResponse>, Status> {
+        Ok(self.service.clone().heartbeat(beats).await?.into_inner())
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.options.worker.to_string()
+    }
+}

@@ -1,0 +1,368 @@
+//! The worker's loop against a scripted coordinator, over memory and in paused time.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use futures::Stream;
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
+use service::{
+    Connector, LeaseError, Leased, MemoryNetwork, Peers, Reason, Server, TaskHandler, WorkerError, WorkerOptions,
+    run_worker,
+};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use types::WorkerId;
+
+/// What the coordinator was told.
+#[derive(Debug, Clone, PartialEq)]
+enum Seen {
+    Registered(String),
+    Completed(String, u64),
+    Failed(String, v1::FailureClass),
+    Released(String),
+}
+
+/// Answers by script: batches to lease, errors to give first.
+#[derive(Clone, Default)]
+struct Script {
+    batches: Arc<Mutex<VecDeque<Result<Vec<v1::Task>, Status>>>>,
+    register_errors: Arc<Mutex<VecDeque<Status>>>,
+    complete_errors: Arc<Mutex<VecDeque<Status>>>,
+    heartbeat_errors: Arc<Mutex<VecDeque<Status>>>,
+    request_ids: Arc<Mutex<Vec<String>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    beats: Arc<Mutex<Vec<v1::HeartbeatRequest>>>,
+    drops: Arc<Mutex<VecDeque<String>>>,
+    changed: Arc<Notify>,
+}
+
+impl Script {
+    fn see(&self, seen: Seen) {
+        self.seen.lock().unwrap().push(seen);
+        self.changed.notify_waiters();
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    async fn wait_for(&self, wanted: Seen) {
+        let found = async {
+            loop {
+                let changed = self.changed.notified();
+                if self.seen().contains(&wanted) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        timeout(Duration::from_secs(600), found)
+            .await
+            .unwrap_or_else(|_| panic!("{wanted:?} not in {:?}", self.seen()));
+    }
+}
+
+fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
+    queue.lock().unwrap().pop_front()
+}
+
+#[tonic::async_trait]
+impl WorkerService for Script {
+    async fn register_worker(
+        &self,
+        request: Request<v1::RegisterWorkerRequest>,
+    ) -> Result<Response<v1::RegisterWorkerResponse>, Status> {
+        if let Some(status) = next(&self.register_errors) {
+            return Err(status);
+        }
+        self.see(Seen::Registered(request.into_inner().worker));
+        Ok(Response::new(v1::RegisterWorkerResponse { lease_seconds: 20 }))
+    }
+
+    async fn lease_tasks(
+        &self,
+        request: Request<v1::LeaseTasksRequest>,
+    ) -> Result<Response<v1::LeaseTasksResponse>, Status> {
+        match next(&self.batches) {
+            Some(batch) => Ok(Response::new(v1::LeaseTasksResponse { tasks: batch? })),
+            None => {
+                sleep(Duration::from_secs(request.into_inner().wait_seconds.into())).await;
+                Ok(Response::new(v1::LeaseTasksResponse::default()))
+            }
+        }
+    }
+
+    type HeartbeatStream = Pin<Box<dyn Stream<Item = Result<v1::HeartbeatResponse, Status>> + Send>>;
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<v1::HeartbeatRequest>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let mut beats = request.into_inner();
+        let (answers, outgoing) = mpsc::channel(4);
+        let script = self.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(beat)) = beats.next().await {
+                let drop_task_ids: Vec<_> = script.drops.lock().unwrap().drain(..).collect();
+                script.beats.lock().unwrap().push(beat);
+                let error = next(&script.heartbeat_errors);
+                let ends = error.is_some();
+                let answer = error.map_or(Ok(v1::HeartbeatResponse { drop_task_ids }), Err);
+                if answers.send(answer).await.is_err() || ends {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn complete_task(
+        &self,
+        request: Request<v1::CompleteTaskRequest>,
+    ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
+        let request = request.into_inner();
+        self.request_ids.lock().unwrap().push(request.request_id);
+        if let Some(status) = next(&self.complete_errors) {
+            return Err(status);
+        }
+        self.see(Seen::Completed(request.task_id, request.generation));
+        Ok(Response::new(v1::CompleteTaskResponse {}))
+    }
+
+    async fn fail_task(&self, request: Request<v1::FailTaskRequest>) -> Result<Response<v1::FailTaskResponse>, Status> {
+        let request = request.into_inner();
+        self.see(Seen::Failed(request.task_id.clone(), request.failure()));
+        Ok(Response::new(v1::FailTaskResponse {}))
+    }
+
+    async fn release_task(
+        &self,
+        request: Request<v1::ReleaseTaskRequest>,
+    ) -> Result<Response<v1::ReleaseTaskResponse>, Status> {
+        self.see(Seen::Released(request.into_inner().task_id));
+        Ok(Response::new(v1::ReleaseTaskResponse {}))
+    }
+
+    async fn get_plan(&self, _: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+}
+
+/// What to do with a task, told by its id.
+struct Handler {
+    errors: Mutex<Vec<LeaseError>>,
+    dropped: Notify,
+}
+
+impl TaskHandler for Handler {
+    async fn handle(&self, tasks: Vec<Leased>) {
+        for Leased { task, lease } in tasks {
+            let result = TaskResult::Evaluate(v1::EvaluateResult::default());
+            let ended = match task.task_id.as_str() {
+                "panics" => panic!("asked to"),
+                "fails" => lease.fail(v1::FailureClass::Numerical, "not finite: layer 3").await,
+                "forgets" => Ok(()),
+                "waits" => {
+                    lease.token().cancelled().await;
+                    if lease.is_dropped() {
+                        self.dropped.notify_one();
+                    }
+                    Ok(())
+                }
+                "deaf" => std::future::pending().await,
+                "counts" => {
+                    for done in 1..=10 {
+                        lease.progress(done, 10);
+                        sleep(Duration::from_millis(500)).await;
+                    }
+                    lease.complete(result, 5.0).await
+                }
+                _ => lease.complete(result, 1.0).await,
+            };
+            self.errors.lock().unwrap().extend(ended.err());
+        }
+    }
+}
+
+struct Stage {
+    script: Script,
+    handler: Arc<Handler>,
+    shutdown: CancellationToken,
+    worker: JoinHandle<Result<(), WorkerError>>,
+}
+
+fn task(id: &str) -> v1::Task {
+    v1::Task { task_id: id.into(), generation: 3, ..v1::Task::default() }
+}
+
+/// Starts a worker whose coordinator gives out these batches.
+fn stage(batches: &[&[&str]]) -> Stage {
+    let script = Script::default();
+    let tasks = |ids: &&[&str]| Ok(ids.iter().map(|id| task(id)).collect());
+    script.batches.lock().unwrap().extend(batches.iter().map(tasks));
+    start(script)
+}
+
+fn start(script: Script) -> Stage {
+    let network = MemoryNetwork::new();
+    let incoming = network.listen("coordinator").unwrap();
+    let server = Server::new(Peers::SameProcess).add_service(WorkerServiceServer::new(script.clone()));
+    tokio::spawn(server.serve(incoming, CancellationToken::new(), Duration::ZERO));
+    let options = WorkerOptions {
+        worker: WorkerId::new("w").unwrap(),
+        role: v1::WorkerRole::Surgeon,
+        endpoint: "memory://w".into(),
+        libtorch: "2.11.0".into(),
+        device: "cpu".into(),
+        max_tasks: 8,
+    };
+    let channel = Connector::new(network).channel("memory://coordinator").unwrap();
+    let handler = Arc::new(Handler { errors: Mutex::default(), dropped: Notify::new() });
+    let shutdown = CancellationToken::new();
+    let worker = tokio::spawn(run_worker(channel, options, handler.clone(), shutdown.clone()));
+    Stage { script, handler, shutdown, worker }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_are_leased_carried_out_and_reported_batch_after_batch() {
+    let stage = stage(&[&["a", "fails"], &[], &["forgets"], &["panics"], &["b"]]);
+    stage.script.wait_for(Seen::Completed("b".into(), 3)).await;
+    let expected = [
+        Seen::Registered("w".into()),
+        Seen::Completed("a".into(), 3),
+        Seen::Failed("fails".into(), v1::FailureClass::Numerical),
+        Seen::Released("forgets".into()),
+        Seen::Failed("panics".into(), v1::FailureClass::Internal),
+        Seen::Completed("b".into(), 3),
+    ];
+    assert_eq!(stage.script.seen(), expected);
+    stage.shutdown.cancel();
+    stage.worker.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_is_repeated_under_the_same_id_until_it_is_taken() {
+    let stage = stage(&[&["a"]]);
+    let errors = [Status::unavailable("away"), Reason::StoreFull.status_retry_after("full", Duration::from_secs(1))];
+    stage.script.complete_errors.lock().unwrap().extend(errors);
+    stage.script.wait_for(Seen::Completed("a".into(), 3)).await;
+    let ids = stage.script.request_ids.lock().unwrap().clone();
+    assert_eq!(ids.len(), 3);
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_task_is_dropped_and_not_released() {
+    let stage = stage(&[&["a"], &["b"]]);
+    stage.script.complete_errors.lock().unwrap().push_back(Reason::GenerationStale.status("newer"));
+    stage.script.wait_for(Seen::Completed("b".into(), 3)).await;
+    assert!(matches!(stage.handler.errors.lock().unwrap()[..], [LeaseError::Dropped]));
+    assert!(!stage.script.seen().contains(&Seen::Released("a".into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_the_coordinator_drops_is_left_without_a_report() {
+    let stage = stage(&[&["waits"], &["b"]]);
+    stage.script.drops.lock().unwrap().push_back("elsewhere".into());
+    sleep(Duration::from_secs(1)).await;
+    stage.script.drops.lock().unwrap().push_back("waits".into());
+    timeout(Duration::from_secs(6), stage.handler.dropped.notified()).await.unwrap();
+    stage.script.wait_for(Seen::Completed("b".into(), 3)).await;
+    assert_eq!(stage.script.seen(), [Seen::Registered("w".into()), Seen::Completed("b".into(), 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_goes_out_within_a_pulse_and_idle_heartbeats_every_five_seconds() {
+    let stage = stage(&[&["counts"]]);
+    stage.script.wait_for(Seen::Completed("counts".into(), 3)).await;
+    let busy: Vec<u64> = stage
+        .script
+        .beats
+        .lock()
+        .unwrap()
+        .drain(..)
+        .flat_map(|beat| beat.tasks)
+        .map(|t| {
+            assert_eq!((t.task_id.as_str(), t.generation), ("counts", 3));
+            t.done
+        })
+        .collect();
+    assert_eq!(busy, (1..=10).collect::<Vec<_>>());
+    sleep(Duration::from_secs(60)).await;
+    let idle = stage.script.beats.lock().unwrap().len();
+    assert!((11..=13).contains(&idle), "{idle}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_releases_open_tasks_and_waits_for_a_deaf_handler_no_longer_than_eight_seconds() {
+    for (id, limit) in [("waits", 1), ("deaf", 8)] {
+        let stage = stage(&[&[id]]);
+        stage.script.wait_for(Seen::Registered("w".into())).await;
+        sleep(Duration::from_secs(1)).await;
+        let start = Instant::now();
+        stage.shutdown.cancel();
+        stage.worker.await.unwrap().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(limit), "{id}: {:?}", start.elapsed());
+        let seen = stage.script.seen();
+        assert_eq!(seen, [Seen::Registered("w".into()), Seen::Released(id.into())]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_stops_at_once() {
+    let stage = stage(&[]);
+    stage.script.wait_for(Seen::Registered("w".into())).await;
+    sleep(Duration::from_secs(3)).await;
+    stage.shutdown.cancel();
+    let start = Instant::now();
+    stage.worker.await.unwrap().unwrap();
+    assert!(start.elapsed() < Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_forgotten_registers_anew() {
+    let script = Script::default();
+    let forgotten = || Reason::WorkerUnknown.status("who?");
+    script.batches.lock().unwrap().extend([Err(forgotten()), Ok(vec![task("a")])]);
+    let stage = start(script);
+    stage.script.wait_for(Seen::Completed("a".into(), 3)).await;
+    let registered = Seen::Registered("w".into());
+    assert_eq!(stage.script.seen()[..2], [registered.clone(), registered]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_heartbeat_drops_the_tasks_and_registers_anew() {
+    let script = Script::default();
+    script.batches.lock().unwrap().push_back(Ok(vec![task("waits")]));
+    let stage = start(script);
+    sleep(Duration::from_secs(1)).await;
+    stage.script.heartbeat_errors.lock().unwrap().push_back(Reason::WorkerUnknown.status("who?"));
+    timeout(Duration::from_secs(6), stage.handler.dropped.notified()).await.unwrap();
+    stage.script.beats.lock().unwrap().clear();
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(stage.script.seen(), [Seen::Registered("w".into()), Seen::Registered("w".into())]);
+    assert!(stage.script.beats.lock().unwrap().len() >= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_of_another_version_ends_with_the_coordinators_words() {
+    let script = Script::default();
+    let words = "libtorch 2.10 here, 2.11 there";
+    script
+        .register_errors
+        .lock()
+        .unwrap()
+        .extend([Status::unavailable("starting"), Reason::VersionMismatch.status(words)]);
+    let ended = start(script).worker.await.unwrap();
+    assert!(matches!(&ended, Err(WorkerError::Refused(s)) if s.message() == words), "{ended:?}");
+}

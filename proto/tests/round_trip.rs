@@ -1,0 +1,299 @@
+//! Every value survives the wire; nothing else gets through.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use proptest::collection::{btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proto::convert::{MAX_PATHS, MAX_SIZE, MAX_TEXT, run_name, run_of_name};
+use proto::{InvalidMessage, v1};
+use types::*;
+
+fn text() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9 /*äß._-]{1,40}"
+}
+
+fn layer() -> impl Strategy<Value = LayerId> {
+    "[a-z]{1,8}(\\.[a-z0-9_]{1,8}){0,3}".prop_map(|s| LayerId::new(&s).unwrap())
+}
+
+fn sizes(max: u64) -> impl Strategy<Value = Sizes> {
+    (0..=max, 0..=max, 0..=max).prop_map(|(prunable, parameters, bytes)| Sizes { prunable, parameters, bytes })
+}
+
+fn rising() -> impl Strategy<Value = Vec<u32>> {
+    btree_set(any::<u32>(), 0..40).prop_map(|s| s.into_iter().collect())
+}
+
+prop_compose! {
+    fn choices()(
+        attention_unit in select(AttentionUnit::ALL),
+        scoring in select(Scoring::ALL),
+        update in select(Update::ALL),
+        curvature in select(Curvature::ALL),
+        fisher in select(Fisher::ALL),
+        schedule in select(Schedule::ALL),
+        dtype in select(Dtype::ALL),
+        boundary_dtype in select(Dtype::ALL),
+        shape in select(Shape::ALL),
+        target in prop_oneof![
+            (1e-6..=1.0).prop_map(Target::Size),
+            (1..u64::MAX).prop_map(Target::Parameters),
+            (1..u64::MAX).prop_map(Target::Bytes),
+        ],
+        row_column in any::<bool>(),
+    ) -> RunSpec {
+        let coupled = RunSpec {
+            model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
+            target, structure: Structure::Coupled, attention_unit, shape, scoring, update, curvature, fisher, shots: 1,
+            schedule, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
+            multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20,
+        };
+        match target {
+            Target::Size(_) if row_column =>
+                RunSpec { structure: Structure::RowColumn, shape: Shape::PerLayer, ..coupled },
+            _ => coupled,
+        }
+    }
+}
+
+prop_compose! {
+    fn spec()(
+        choices in choices(),
+        (model, data, eval_data, text_column, output) in (text(), vec(text(), 1..4), vec(text(), 0..4), text(), text()),
+        (shots, samples, seq_len, eval_samples) in (1..=1000u32, 1..=10_000_000u64, 2..=1_048_576u64, any::<u64>()),
+        (damping_a, damping_g) in (0.0..=10.0, 0.0..=10.0),
+        (max_damped_layers, multiple_of, seed, memory) in
+            (any::<u32>(), 1..=65_536u32, any::<u64>(), (1u64 << 20)..=u64::MAX),
+    ) -> RunSpec {
+        RunSpec {
+            model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g,
+            max_damped_layers, multiple_of, seed, memory, ..choices
+        }
+    }
+}
+
+prop_compose! {
+    fn object()(key in "[a-z0-9/]{1,60}", blake3 in "[0-9a-f]{64}", bytes in 0..=MAX_SIZE) -> ObjectRef {
+        ObjectRef { key, blake3, bytes }
+    }
+}
+
+prop_compose! {
+    fn state()(
+        layer in layer(), kind in select(UnitKind::ALL), kept in rising(), kept_rows in rising(),
+        weights in option::of(object()),
+    ) -> LayerState {
+        LayerState { layer, kind, kept, kept_rows, weights }
+    }
+}
+
+prop_compose! {
+    fn group()(
+        layer in layer(), kind in select(UnitKind::ALL), units in 0..=65_536u32, together in 1..=8u32,
+
+        keep in any::<prop::sample::Index>(), columns_per_unit in 1..=512u32, freed_per_unit in sizes(1 << 30),
+    ) -> UnitGroup {
+        let min_keep = keep.index(units as usize + 1) as u32;
+        UnitGroup { layer, kind, units, together, min_keep, columns_per_unit, freed_per_unit }
+    }
+}
+
+prop_compose! {
+    fn layer_description()(
+        layer in layer(), input in layer(), rows in 0..=(1u64 << 20), columns in 0..=(1u64 << 20), bias in any::<bool>(),
+        curvature in any::<bool>(),
+    ) -> LayerDescription {
+        LayerDescription { layer, rows, columns, bias, input, curvature }
+    }
+}
+
+prop_compose! {
+    fn model()(
+        family in "[a-z0-9]{1,10}", digest in "[0-9a-f]{64}", hidden in 0..=MAX_SIZE, vocabulary in 0..=MAX_SIZE,
+        max_positions in 0..=MAX_SIZE, dense in sizes(MAX_SIZE),
+        blocks in vec((vec(layer_description(), 0..8), vec(group(), 0..3)), 0..4),
+    ) -> ModelDescription {
+        let numbered = |(n, (layers, groups))| BlockDescription { block: n as u32, layers, groups };
+        let blocks = blocks.into_iter().enumerate().map(numbered).collect();
+        ModelDescription { family, digest, hidden, vocabulary, max_positions, dense, blocks }
+    }
+}
+
+prop_compose! {
+    fn data()(
+        digest in "[0-9a-f]{64}", tokenizer_digest in "[0-9a-f]{64}",
+        n in proptest::array::uniform6(0..=MAX_SIZE), bos in any::<bool>(),
+    ) -> DataDescription {
+        let [documents, skipped, tokens, samples, seq_len, overlap] = n;
+        DataDescription { digest, tokenizer_digest, documents, skipped, tokens, samples, seq_len, overlap, bos }
+    }
+}
+
+/// Returns what arrives when `value` is sent: through the message type and its bytes.
+fn through_the_wire<D, W>(value: D) -> Result<D, InvalidMessage>
+where
+    W: prost::Message + Default + From<D>,
+    D: TryFrom<W, Error = InvalidMessage>,
+{
+    let bytes = W::from(value).encode_to_vec();
+    D::try_from(W::decode(bytes.as_slice()).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_spec_survives_the_wire(spec in spec()) {
+        prop_assert_eq!(through_the_wire::<_, v1::RunSpec>(spec.clone()), Ok(spec));
+    }
+
+    #[test]
+    fn descriptions_survive_the_wire(model in model(), data in data()) {
+        prop_assert_eq!(through_the_wire::<_, v1::ModelDescription>(model.clone()), Ok(model));
+        prop_assert_eq!(through_the_wire::<_, v1::DataDescription>(data.clone()), Ok(data));
+    }
+
+    #[test]
+    fn cuts_and_states_survive_the_wire(state in state(), layer in layer(), steps in any::<u32>()) {
+        prop_assert_eq!(through_the_wire::<_, v1::LayerState>(state.clone()), Ok(state));
+        let cut = LayerCut { layer, steps };
+        prop_assert_eq!(through_the_wire::<_, v1::LayerCut>(cut.clone()), Ok(cut));
+    }
+
+    #[test]
+    fn an_accepted_description_can_be_planned_with(model in model()) {
+        let smallest = model.smallest();
+        prop_assert!(smallest.prunable <= model.dense.prunable);
+    }
+}
+
+fn example() -> v1::RunSpec {
+    v1::RunSpec::from(RunSpec {
+        model: "m".into(),
+        data: vec!["d".into()],
+        eval_data: vec![],
+        text_column: "text".into(),
+        output: "o".into(),
+        target: Target::Size(0.8),
+        structure: Structure::Coupled,
+        attention_unit: AttentionUnit::KvGroup,
+        shape: Shape::Uniform,
+        scoring: Scoring::Sequential,
+        update: Update::Correlated,
+        curvature: Curvature::Kfac,
+        fisher: Fisher::Empirical,
+        shots: 4,
+        schedule: Schedule::Linear,
+        samples: 32,
+        seq_len: 512,
+        eval_samples: 12,
+        damping_a: 0.01,
+        damping_g: 0.01,
+        max_damped_layers: 0,
+        multiple_of: 64,
+        seed: 0,
+        dtype: Dtype::F32,
+        boundary_dtype: Dtype::F32,
+        memory: 1 << 30,
+    })
+}
+
+/// Finds one choice in a message.
+type Place = fn(&mut v1::RunSpec) -> &mut i32;
+
+/// Returns the fields that are refused.
+fn refused(spec: v1::RunSpec) -> Vec<String> {
+    RunSpec::try_from(spec).map_err(|e| e.violations.into_iter().map(|v| v.field).collect()).unwrap_err()
+}
+
+#[test]
+fn every_unspecified_or_unknown_choice_is_refused_by_name() {
+    let set: [(&str, Place); 10] = [
+        ("structure", |s| &mut s.structure),
+        ("attention_unit", |s| &mut s.attention_unit),
+        ("shape", |s| &mut s.shape),
+        ("scoring", |s| &mut s.scoring),
+        ("update", |s| &mut s.update),
+        ("curvature", |s| &mut s.curvature),
+        ("fisher", |s| &mut s.fisher),
+        ("schedule", |s| &mut s.schedule),
+        ("dtype", |s| &mut s.dtype),
+        ("boundary_dtype", |s| &mut s.boundary_dtype),
+    ];
+    for (field, place) in set {
+        for value in [0, -1, 99] {
+            let mut spec = example();
+            *place(&mut spec) = value;
+            assert_eq!(refused(spec), [field], "{value}");
+        }
+    }
+    assert_eq!(refused(v1::RunSpec { target: None, ..example() }), ["target"]);
+}
+
+#[test]
+fn faults_of_the_message_and_of_the_spec_are_reported_together_within_their_kind() {
+    assert_eq!(refused(v1::RunSpec { structure: 0, shape: 7, ..example() }), ["structure", "shape"]);
+    assert_eq!(refused(v1::RunSpec { shots: 0, model: String::new(), ..example() }), ["model", "shots"]);
+    let message = RunSpec::try_from(v1::RunSpec { structure: 0, ..example() }).unwrap_err().to_string();
+    assert_eq!(message, "invalid RunSpec: structure: is unspecified");
+}
+
+#[test]
+fn oversized_messages_are_refused() {
+    let long = "x".repeat(MAX_TEXT + 1);
+    assert_eq!(refused(v1::RunSpec { model: long.clone(), ..example() }), ["model"]);
+    assert_eq!(refused(v1::RunSpec { data: vec![long], ..example() }), ["data[0]"]);
+    assert_eq!(refused(v1::RunSpec { data: vec!["x".into(); MAX_PATHS + 1], ..example() }), ["data"]);
+    let sizes = v1::Sizes { prunable: u64::MAX, parameters: 0, bytes: 0 };
+    assert!(Sizes::try_from(sizes).is_err());
+}
+
+#[test]
+fn faults_deep_in_a_description_are_named_by_their_place() {
+    let group = v1::UnitGroup {
+        layer: "l".into(),
+        kind: 1,
+        units: 4,
+        together: 1,
+        min_keep: 5,
+        columns_per_unit: 1,
+        freed_per_unit: Some(v1::Sizes::default()),
+    };
+    let block = |groups| v1::BlockDescription { block: 0, layers: vec![], groups };
+    let model = |block: v1::BlockDescription| v1::ModelDescription {
+        family: "llama".into(),
+        digest: "d".into(),
+        dense: Some(v1::Sizes::default()),
+        blocks: vec![block],
+        ..Default::default()
+    };
+    let fault = |m: v1::ModelDescription| ModelDescription::try_from(m).unwrap_err().violations[0].field.clone();
+    assert_eq!(fault(model(block(vec![group.clone()]))), "blocks[0].groups[0].min_keep");
+    let greedy = v1::UnitGroup {
+        min_keep: 1,
+        freed_per_unit: Some(v1::Sizes { prunable: MAX_SIZE, ..Default::default() }),
+        ..group
+    };
+    assert_eq!(fault(model(block(vec![greedy]))), "blocks[0].groups[0].freed_per_unit");
+    assert_eq!(fault(model(v1::BlockDescription { block: 3, ..block(vec![]) })), "blocks[0].block");
+    assert_eq!(fault(v1::ModelDescription { dense: None, ..model(block(vec![])) }), "dense");
+}
+
+#[test]
+fn a_state_with_indices_out_of_order_is_refused() {
+    for kept in [vec![1, 1], vec![2, 1]] {
+        let state = v1::LayerState { layer: "l".into(), kind: 1, kept, kept_rows: vec![], weights: None };
+        assert_eq!(LayerState::try_from(state).unwrap_err().violations[0].field, "kept");
+    }
+}
+
+#[test]
+fn a_run_is_named_by_its_resource_name() {
+    let run = RunId::new("abc-1").unwrap();
+    assert_eq!(run_of_name("name", &run_name(&run)), Ok(run));
+    for bad in ["abc", "runs/", "runs/../x", "runs/a/b"] {
+        assert!(run_of_name("name", bad).is_err(), "{bad}");
+    }
+}

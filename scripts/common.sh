@@ -1,0 +1,83 @@
+# Sourced by the other scripts: where the cache is, messages, verified downloads, Python environments.
+# shellcheck shell=bash
+export LC_ALL=C PIP_DISABLE_PIP_VERSION_CHECK=1
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+scripts="$root/scripts"
+cache="${LLM_SURGEON_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/llm-surgeon}"
+case "$cache" in /*) ;; *) cache="$PWD/$cache" ;; esac
+python="${PYTHON:-python3}"
+
+say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*"; }
+die() {
+  printf '%s: error: %s\n' "$(basename "$0" .sh)" "$1" >&2
+  shift
+  [ $# -eq 0 ] || printf '  %s\n' "$@" >&2
+  exit 1
+}
+
+# One script at a time writes to the cache; a second one waits.
+lock_cache() {
+  mkdir -p "$cache" || die "cannot create the cache folder $cache" "set LLM_SURGEON_CACHE to a folder you can write to"
+  command -v flock >/dev/null || return 0
+  exec 9>"$cache/.lock"
+  flock -n 9 || { say "waiting for another set-up in $cache"; flock 9; }
+}
+
+# digest_of LIST NAME: the SHA-256 that scripts/LIST gives for NAME.
+digest_of() {
+  local digest
+  digest="$(awk -v name="$2" '$2 == name { print $1 }' "$scripts/$1")"
+  [ -n "$digest" ] || die "scripts/$1 has no digest of $2"
+  printf '%s' "$digest"
+}
+
+# matches FILE DIGEST
+matches() { [ -f "$1" ] && [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$2" ]; }
+
+# check_file FILE LIST NAME: FILE is what scripts/LIST says NAME is, or it is removed and the script ends.
+check_file() {
+  matches "$1" "$(digest_of "$2" "$3")" && return 0
+  rm -f "$1"
+  die "$3 is not the file that scripts/$2 describes (SHA-256 differs); it was removed" "try again; if it happens again, do not use the file"
+}
+
+# An interpreter with packages: environment NAME installs scripts/requirements/NAME.txt once and prints its Python's path.
+environment() {
+  local name="$1" requirements="$scripts/requirements/$1.txt" folder="$cache/venvs/$1" wanted
+  wanted="$(cat "$requirements"; "$python" -c 'import sys; print(sys.version)')"
+  if [ "$(cat "$folder/.complete" 2>/dev/null)" != "$wanted" ]; then
+    say "installing the Python packages of scripts/requirements/$name.txt" >&2
+    rm -rf "$folder"
+    "$python" -m venv "$folder" >&2 || die "cannot create a Python environment in $folder" "on Debian and Ubuntu: apt-get install python3-venv"
+    "$folder/bin/python" -m pip install --quiet --requirement "$requirements" >&2 \
+      || die "pip could not install scripts/requirements/$name.txt" "is the package index (PyPI) reachable?"
+    printf '%s\n' "$wanted" >"$folder/.complete"
+  fi
+  printf '%s' "$folder/bin/python"
+}
+
+# A bare pip, whatever the system's Python brings: prints the path of its interpreter.
+pip_python() {
+  local folder="$cache/venvs/pip"
+  if [ ! -x "$folder/bin/pip" ]; then
+    rm -rf "$folder"
+    "$python" -m venv "$folder" >&2 || die "cannot create a Python environment in $folder" "on Debian and Ubuntu: apt-get install python3-venv"
+  fi
+  printf '%s' "$folder/bin/python"
+}
+
+# fetch_wheel LIST REQUIREMENT FILE: puts the verified wheel FILE of REQUIREMENT into $cache/wheels. The target is named
+# in full, so that the same file is chosen whatever Python runs this.
+fetch_wheel() {
+  local list="$1" requirement="$2" file="$3"
+  if ! matches "$cache/wheels/$file" "$(digest_of "$list" "$file")"; then
+    say "fetching $requirement"
+    rm -f "$cache/wheels/$file"
+    "$(pip_python)" -m pip download --quiet --no-deps --only-binary=:all: --dest "$cache/wheels" \
+      --implementation cp --python-version 3.11 --abi cp311 --abi none \
+      --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
+      "$requirement" || die "pip could not fetch $requirement" "is the package index (PyPI) reachable, and is there room in $cache?"
+    check_file "$cache/wheels/$file" "$list" "$file"
+  fi
+}

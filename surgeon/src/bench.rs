@@ -1,0 +1,319 @@
+//! What lies on the compute thread: the open model and the factors of one block. All of it is lent to one job at a time.
+//!
+//! Tensors never leave this file but as bytes. Factors are added in the order in which the caller hands them over: shards
+//! rising.
+
+use crate::error::Error;
+use bytes::Bytes;
+use service::checkpoint::LayerBytes;
+use curvature::{BlockFactors, Side};
+use model::{LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
+use pruning::{LayerProblem, Units, Updated};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+use types::{
+    AttentionUnit, BlockDescription, Curvature, LayerCut, LayerDescription, LayerId, LayerState, ModelDescription,
+    RemovalPath, RunSpec, Structure, Unit, UnitGroup, UnitKind,
+};
+
+/// State of the compute thread.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    device: Device,
+    opened: Option<Opened>,
+    factors: Option<BlockFactors>,
+}
+
+/// The model of the last job.
+#[derive(Debug)]
+struct Opened {
+    key: (String, Structure, AttentionUnit),
+    folder: ModelFolder,
+    description: ModelDescription,
+}
+
+/// One layer after the cut, its weights as bytes.
+#[derive(Debug)]
+pub(crate) struct NewLayer {
+    /// Its state; `weights` is the one before unless there are new bytes.
+    pub(crate) state: LayerState,
+    /// A safetensors file, when the cut changed the layer.
+    pub(crate) weights: Option<Bytes>,
+    /// Predicted rise of the loss, nats per token.
+    pub(crate) predicted: f64,
+}
+
+/// One block as a job sees it.
+#[derive(Debug)]
+pub(crate) struct BlockJob {
+    /// Everything that can change a number.
+    pub(crate) spec: RunSpec,
+    /// The block in the original model.
+    pub(crate) block: BlockDescription,
+    /// Its layers that differ from the base model, with their weights' bytes.
+    pub(crate) changed: Vec<LayerBytes>,
+}
+
+/// One removal problem of a block: a consumer and its units, or a layer with its rows and columns.
+enum Site<'a> {
+    Coupled { layer: &'a LayerDescription, units: Units },
+    RowColumn { layer: &'a LayerDescription, rows: Vec<u32>, columns: Vec<u32> },
+}
+
+impl Site<'_> {
+    fn layer(&self) -> &LayerDescription {
+        match self {
+            Self::Coupled { layer, .. } | Self::RowColumn { layer, .. } => layer,
+        }
+    }
+
+    fn kind(&self) -> UnitKind {
+        match self {
+            Self::Coupled { units, .. } => units.kind,
+            Self::RowColumn { .. } => UnitKind::Column,
+        }
+    }
+}
+
+impl Bench {
+    /// Returns an empty bench.
+    pub(crate) fn new(device: Device) -> Self {
+        Self { device, opened: None, factors: None }
+    }
+
+    /// Returns a block of the run's model; opens the model when another one lies here.
+    pub(crate) fn describe(&mut self, spec: &RunSpec, block: u32) -> Result<BlockDescription, Error> {
+        let description = &self.open(spec)?.description;
+        let found = description.blocks.iter().find(|b| b.block == block);
+        found.cloned().ok_or_else(|| Error::Bug(format!("block {block} is not one of the model's {}", description.blocks.len())))
+    }
+
+    /// Forgets the factors of the block before.
+    pub(crate) fn clear(&mut self) {
+        self.factors = None;
+    }
+
+    /// Adds one shard's factors to what is here.
+    pub(crate) fn add(&mut self, shard: &[u8]) -> Result<(), Error> {
+        let (tensors, metadata) = tensor_file::decode(shard, self.device)?;
+        let tokens = metadata.get("tokens").and_then(|t| t.parse().ok());
+        let tokens = tokens.ok_or_else(|| Error::Bug("factors do not say over how many tokens they are".into()))?;
+        let part = BlockFactors::unpack(tokens, tensors, self.device)?;
+        match &mut self.factors {
+            None => self.factors = Some(part),
+            Some(sum) => sum.merge(&part)?,
+        }
+        Ok(())
+    }
+
+    /// Returns the removal path of each of the block's sites; `cancelled` is asked before each.
+    pub(crate) fn score(&mut self, job: &BlockJob, cancelled: &dyn Fn() -> bool) -> Result<Vec<RemovalPath>, Error> {
+        tch::no_grad(|| {
+            let layers = self.overlays(job)?;
+            let mut paths = Vec::new();
+            for site in Self::sites(job, &layers)? {
+                if cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let problem = self.problem(&job.spec, site.layer(), layers.get(&site.layer().layer))?;
+                paths.push(match &site {
+                    Site::Coupled { units, .. } => {
+                        pruning::coupled_path(&problem, units, job.spec.scoring, job.spec.update)?
+                    }
+                    Site::RowColumn { rows, columns, .. } => {
+                        pruning::row_column_path(&problem, rows, columns, job.spec.scoring, job.spec.update)?
+                    }
+                });
+            }
+            Ok(paths)
+        })
+    }
+
+    /// Returns every layer of the block that differs from the base model after the cut.
+    pub(crate) fn update(
+        &mut self,
+        job: &BlockJob,
+        paths: &[RemovalPath],
+        cuts: &[LayerCut],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<NewLayer>, Error> {
+        tch::no_grad(|| {
+            let layers = self.overlays(job)?;
+            let mut result = Vec::new();
+            for site in Self::sites(job, &layers)? {
+                if cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let layer = &site.layer().layer;
+                let removed = removed(layer, paths, cuts)?;
+                if !removed.is_empty() {
+                    let problem = self.problem(&job.spec, site.layer(), layers.get(layer))?;
+                    let updated = match &site {
+                        Site::Coupled { units, .. } => {
+                            pruning::coupled_update(&problem, units, &removed, job.spec.update)?
+                        }
+                        Site::RowColumn { rows, columns, .. } => {
+                            pruning::row_column_update(&problem, rows, columns, &removed, job.spec.update)?
+                        }
+                    };
+                    result.push(new_layer(&site, updated)?);
+                } else if let Some((state, _)) = job.changed.iter().find(|(s, _)| s.layer == *layer) {
+                    result.push(NewLayer { state: state.clone(), weights: None, predicted: 0.0 });
+                }
+            }
+            Ok(result)
+        })
+    }
+
+    /// Returns the open model folder.
+    pub(crate) fn folder(&mut self, spec: &RunSpec) -> Result<&ModelFolder, Error> {
+        Ok(&self.open(spec)?.folder)
+    }
+
+    fn open(&mut self, spec: &RunSpec) -> Result<&Opened, Error> {
+        let key = (spec.model.clone(), spec.structure, spec.attention_unit);
+        if self.opened.as_ref().is_none_or(|o| o.key != key) {
+            self.opened = None;
+            let folder = ModelFolder::open(spec.model.as_ref())?;
+            let description = model::units::describe(&folder, spec.structure, spec.attention_unit)?;
+            return Ok(self.opened.insert(Opened { key, folder, description }));
+        }
+        self.opened.as_ref().ok_or_else(|| Error::Bug("the model was closed".into()))
+    }
+
+    fn overlays(&self, job: &BlockJob) -> Result<BTreeMap<LayerId, LayerOverlay>, Error> {
+        let decode = |(state, bytes): &LayerBytes| {
+            Ok((state.layer.clone(), LayerOverlay::decode(state, bytes.as_deref(), self.device)?))
+        };
+        job.changed.iter().map(decode).collect()
+    }
+
+    /// Returns the removal problems of a block, in the order of its description.
+    fn sites<'a>(job: &'a BlockJob, changed: &BTreeMap<LayerId, LayerOverlay>) -> Result<Vec<Site<'a>>, Error> {
+        match job.spec.structure {
+            Structure::Coupled => {
+                job.block.groups.iter().map(|group| coupled_site(&job.block, group, changed)).collect()
+            }
+            Structure::RowColumn => {
+                let wanted = job.block.layers.iter().filter(|l| l.curvature);
+                Ok(wanted.map(|layer| row_column_site(layer, changed.get(&layer.layer))).collect())
+            }
+        }
+    }
+
+    /// Returns a layer's weights and curvature.
+    fn problem(
+        &mut self,
+        spec: &RunSpec,
+        layer: &LayerDescription,
+        changed: Option<&LayerOverlay>,
+    ) -> Result<LayerProblem, Error> {
+        let factors = self.factors.take().ok_or_else(|| Error::Bug("no factors lie on the bench".into()))?;
+        let (a_cc, g_rr) = match spec.curvature {
+            Curvature::Kfac => {
+                (Some(factors.finish(Side::Input, layer.input.as_str())?), Some(factors.finish(Side::Gradient, layer.layer.as_str())?))
+            }
+            Curvature::Activations => (Some(factors.finish(Side::Input, layer.input.as_str())?), None),
+            Curvature::Identity => (None, None),
+        };
+        let tokens = factors.tokens;
+        self.factors = Some(factors);
+        let device = self.device;
+        let folder = self.folder(spec)?;
+        let base = |what: &str| folder.tensor(&format!("{}.{what}", layer.layer), Kind::Float, device);
+        let weight = match changed.and_then(|c| c.weight.as_ref()) {
+            Some(weight) => weight.shallow_clone(),
+            None => base("weight")?,
+        };
+        let w_rc = if layer.bias {
+            let bias = match changed.and_then(|c| c.bias.as_ref()) {
+                Some(bias) => bias.shallow_clone(),
+                None => base("bias")?,
+            };
+            Tensor::f_cat(&[weight, bias.f_unsqueeze(1)?], 1)?
+        } else {
+            weight
+        };
+        Ok(LayerProblem {
+            layer: layer.layer.clone(),
+            w_rc,
+            bias: layer.bias,
+            a_cc,
+            g_rr,
+            tokens,
+            damping_a: spec.damping_a,
+            damping_g: spec.damping_g,
+        })
+    }
+}
+
+/// Returns the changed layers as tensors; each file's bytes are dropped once read.
+pub(crate) fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
+    let read = |(state, bytes): LayerBytes| {
+        Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?))
+    };
+    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
+}
+
+fn coupled_site<'a>(
+    block: &'a BlockDescription,
+    group: &UnitGroup,
+    changed: &BTreeMap<LayerId, LayerOverlay>,
+) -> Result<Site<'a>, Error> {
+    let layer = block.layers.iter().find(|l| l.layer == group.layer);
+    let layer = layer.ok_or_else(|| Error::Bug(format!("units of layer {}, which the block lacks", group.layer)))?;
+    let all = 0..group.units * group.together;
+    let kept = changed.get(&group.layer).map_or_else(|| all.collect(), |c| c.kept.clone());
+    let units = Units {
+        kind: group.kind,
+        kept,
+        columns_per_unit: group.columns_per_unit,
+        groups: group.together,
+        min_keep: group.min_keep,
+        freed_per_unit: group.freed_per_unit.prunable,
+    };
+    Ok(Site::Coupled { layer, units })
+}
+
+fn row_column_site<'a>(layer: &'a LayerDescription, changed: Option<&LayerOverlay>) -> Site<'a> {
+    let (rows, columns) = match changed {
+        Some(c) => (c.kept_rows.clone(), c.kept.clone()),
+        None => ((0..layer.rows as u32).collect(), (0..layer.columns as u32).collect()),
+    };
+    Site::RowColumn { layer, rows, columns }
+}
+
+/// Returns the units that the cut takes from a layer: a prefix of its path.
+fn removed(layer: &LayerId, paths: &[RemovalPath], cuts: &[LayerCut]) -> Result<Vec<Unit>, Error> {
+    let steps = cuts.iter().find(|c| c.layer == *layer).map_or(0, |c| c.steps as usize);
+    if steps == 0 {
+        return Ok(Vec::new());
+    }
+    let path = paths.iter().find(|p| p.layer == *layer);
+    let prefix = path.and_then(|p| p.steps.get(..steps));
+    let prefix = prefix.ok_or_else(|| Error::Bug(format!("the cut takes {steps} steps of layer {layer}, its path is shorter")))?;
+    Ok(prefix.iter().map(|step| step.unit).collect())
+}
+
+/// Returns a layer's new state and its weights' bytes.
+fn new_layer(site: &Site, updated: Updated) -> Result<NewLayer, Error> {
+    let layer = site.layer();
+    let w_rc = updated.w_rc.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+    let mut tensors = Vec::new();
+    if layer.bias {
+        let columns = w_rc.size2()?.1 - 1;
+        tensors.push(("bias".to_owned(), w_rc.f_select(1, columns)?.f_contiguous()?));
+        tensors.push(("weight".to_owned(), w_rc.f_narrow(1, 0, columns)?.f_contiguous()?));
+    } else {
+        tensors.push(("weight".to_owned(), w_rc.f_contiguous()?));
+    }
+    let bytes = tensor_file::encode(&tensors, &BTreeMap::new())?;
+    let state = LayerState {
+        layer: layer.layer.clone(),
+        kind: site.kind(),
+        kept: updated.kept,
+        kept_rows: updated.kept_rows,
+        weights: None,
+    };
+    Ok(NewLayer { state, weights: Some(Bytes::from(bytes)), predicted: updated.predicted })
+}

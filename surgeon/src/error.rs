@@ -1,0 +1,270 @@
+//! What can go wrong in a surgeon, and what it means to the coordinator and to callers: one table.
+
+use crate::receive::StreamFault;
+use curvature::CurvatureError;
+use model::ModelError;
+use proto::InvalidMessage;
+use proto::v1::FailureClass;
+use pruning::PruningError;
+use service::checkpoint::CheckpointError;
+use service::{ComputeError, Reason, StoreError, TransportError, WorkerError, status};
+use tch::TchError;
+use tonic::Status;
+
+/// A failure of the surgeon.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A task or answer that cannot be taken.
+    #[error(transparent)]
+    Message(#[from] InvalidMessage),
+    /// The model folder, tensors or the final folder.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Factors.
+    #[error(transparent)]
+    Curvature(#[from] CurvatureError),
+    /// Costs and updates.
+    #[error(transparent)]
+    Pruning(#[from] PruningError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The pruned weights of the shot before.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// An object of the store that is not what it should be.
+    #[error("'{key}' is damaged: {problem}")]
+    Damaged {
+        /// Which object.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Factors that should be in the store and are not.
+    #[error("factors of shard {shard} are not in the store for blocks {blocks:?}")]
+    FactorsGone {
+        /// Which shard.
+        shard: u32,
+        /// Which blocks.
+        blocks: Vec<u32>,
+    },
+    /// A damaged or senseless stream of factors.
+    #[error(transparent)]
+    Stream(#[from] StreamFault),
+    /// A calibrator that does not answer.
+    #[error("the calibrator did not answer within {seconds} s")]
+    Silent {
+        /// How long.
+        seconds: u64,
+    },
+    /// A stream that ended without a block.
+    #[error("the calibrator at {endpoint} had none of the blocks that are missing")]
+    NothingCame {
+        /// Which calibrator.
+        endpoint: String,
+    },
+    /// A calibrator's refusal, or a lost connection to it.
+    #[error("the calibrator refused: {}", .0.message())]
+    Calibrator(Box<Status>),
+    /// The coordinator's refusal, or a lost connection to it.
+    #[error("the coordinator refused: {}", .0.message())]
+    Coordinator(Box<Status>),
+    /// An endpoint that cannot be dialled.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The compute thread.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// The compute thread could not be started.
+    #[error("cannot start the compute thread")]
+    Thread(#[source] std::io::Error),
+    /// Our own gRPC service.
+    #[error("cannot serve")]
+    Serve(#[from] tonic::transport::Error),
+    /// Our work for the coordinator.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// A state that should not exist.
+    #[error("this is a bug: {0}")]
+    Bug(String),
+    /// The lease is lost or the worker stops: nothing is wrong.
+    #[error("stopped on request")]
+    Cancelled,
+}
+
+impl From<TchError> for Error {
+    fn from(error: TchError) -> Self {
+        Self::Curvature(error.into())
+    }
+}
+
+impl Error {
+    /// Returns what the coordinator can do about a failed task; `None` when the task is to be given back instead.
+    pub fn class(&self) -> Option<FailureClass> {
+        self.table().0
+    }
+
+    /// Returns the published reason.
+    pub fn reason(&self) -> Reason {
+        self.table().1
+    }
+
+    /// Returns whether the plan should be asked again: another stream, or another calibrator, may do better.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Calibrator(_) | Self::Silent { .. } | Self::NothingCame { .. } | Self::Stream(_) => true,
+            Self::Message(_)
+            | Self::Model(_)
+            | Self::Curvature(_)
+            | Self::Pruning(_)
+            | Self::Store(_)
+            | Self::Checkpoint(_)
+            | Self::Damaged { .. }
+            | Self::FactorsGone { .. }
+            | Self::Coordinator(_)
+            | Self::Transport(_)
+            | Self::Compute(_)
+            | Self::Thread(_)
+            | Self::Serve(_)
+            | Self::Worker(_)
+            | Self::Bug(_)
+            | Self::Cancelled => false,
+        }
+    }
+
+    /// The table.
+    fn table(&self) -> (Option<FailureClass>, Reason) {
+        use FailureClass as C;
+        use Reason as R;
+        match self {
+            Self::Message(_) => (Some(C::InvalidInput), R::MessageInvalid),
+            Self::Model(error) => of_model(error),
+            Self::Curvature(error) | Self::Pruning(PruningError::Factor(error)) => of_curvature(error),
+            Self::Pruning(PruningError::Shape { .. } | PruningError::Units { .. }) => (Some(C::Internal), R::Internal),
+            Self::Pruning(PruningError::NotFinite { .. }) => (Some(C::Numerical), R::NotFinite),
+            Self::Pruning(PruningError::Unstable { .. }) => (Some(C::Numerical), R::NotPositiveDefinite),
+            Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => of_store(error),
+            Self::Damaged { .. } | Self::Checkpoint(CheckpointError::Damaged { .. }) => {
+                (Some(C::Numerical), R::DigestMismatch)
+            }
+            Self::FactorsGone { .. } => (Some(C::Unavailable), R::ObjectNotFound),
+            Self::Stream(_) => (Some(C::Unavailable), R::DigestMismatch),
+            Self::Silent { .. }
+            | Self::NothingCame { .. }
+            | Self::Calibrator(_)
+            | Self::Coordinator(_)
+            | Self::Transport(_)
+            | Self::Worker(WorkerError::Lost(_)) => (Some(C::Unavailable), R::PeerUnavailable),
+            Self::Worker(WorkerError::Refused(_)) => (Some(C::Internal), R::VersionMismatch),
+            Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone)
+            | Self::Thread(_)
+            | Self::Serve(_)
+            | Self::Bug(_) => (Some(C::Internal), R::Internal),
+            Self::Cancelled => (None, R::ShuttingDown),
+        }
+    }
+}
+
+fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
+    use FailureClass as C;
+    use ModelError as E;
+    use Reason as R;
+    if error.is_out_of_memory() {
+        return (Some(C::OutOfMemory), R::OutOfMemory);
+    }
+    if error.is_storage_full() {
+        return (Some(C::Store), R::StoreFull);
+    }
+    match error {
+        E::Io { action: "read" | "map", .. }
+        | E::NotAModel { .. }
+        | E::Config { .. }
+        | E::Unsupported { .. }
+        | E::MissingTensor { .. }
+        | E::TensorShape { .. }
+        | E::UnexpectedTensor { .. }
+        | E::Tokenizer { .. } => (Some(C::InvalidInput), R::ModelInvalid),
+        E::Io { .. } => (Some(C::InvalidInput), R::OutputRefused),
+        E::Data { .. } | E::TooLittleText { .. } => (Some(C::InvalidInput), R::DataInvalid),
+        E::OutputExists { .. } => (Some(C::InvalidInput), R::OutputExists),
+        E::Device(_) => (Some(C::InvalidInput), R::VersionMismatch),
+        E::TensorFile { .. } | E::Overlay { .. } => (Some(C::Numerical), R::DigestMismatch),
+        E::NotFinite { .. } => (Some(C::Numerical), R::NotFinite),
+        E::Unfaithful { .. } => (Some(C::Numerical), R::OutputWrong),
+        E::Shape { .. } | E::Torch { .. } | E::Observer { .. } | E::UnknownLayer { .. } => {
+            (Some(C::Internal), R::Internal)
+        }
+        E::Stopped => (None, R::ShuttingDown),
+    }
+}
+
+fn of_curvature(error: &CurvatureError) -> (Option<FailureClass>, Reason) {
+    use CurvatureError as E;
+    use FailureClass as C;
+    use Reason as R;
+    match error {
+        E::NotFinite { .. } => (Some(C::Numerical), R::NotFinite),
+        E::NotPositiveDefinite { .. } => (Some(C::Numerical), R::NotPositiveDefinite),
+        E::Packed { .. } => (Some(C::Numerical), R::DigestMismatch),
+        E::OutOfMemory(_) => (Some(C::OutOfMemory), R::OutOfMemory),
+        E::Shape { .. } | E::Unknown { .. } | E::NoTokens { .. } | E::Tensor(_) => (Some(C::Internal), R::Internal),
+    }
+}
+
+fn of_store(error: &StoreError) -> (Option<FailureClass>, Reason) {
+    use FailureClass as C;
+    let class = match error {
+        StoreError::BadKey { .. } => C::InvalidInput,
+        StoreError::AlreadyExists { .. } => C::Internal,
+        StoreError::NotFound { .. }
+        | StoreError::Full { .. }
+        | StoreError::PermissionDenied { .. }
+        | StoreError::Unavailable { .. } => C::Store,
+    };
+    (Some(class), error.reason())
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Message(invalid) => status::invalid_message(&invalid),
+            other => other.reason().status(status::chain(&other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    #[test]
+    fn classes_and_codes_are_those_of_the_contract() {
+        let name = "G of model.layers.3.mlp.down_proj".to_owned();
+        let singular = CurvatureError::NotPositiveDefinite { name, smallest: -1.0, lambda: 10.0, tokens: 4 };
+        let full = StoreError::Full { key: "k".into(), source: "disk".into() };
+        let gone = Error::FactorsGone { shard: 1, blocks: vec![3] };
+        let foreign = ModelError::OutputExists { path: "out".into() };
+        let digest = StreamFault::Digest { block: 3, expected: "a".into(), found: "b".into() };
+        for (error, class, code) in [
+            (PruningError::from(singular).into(), Some(FailureClass::Numerical), Code::FailedPrecondition),
+            (full.into(), Some(FailureClass::Store), Code::Unavailable),
+            (gone, Some(FailureClass::Unavailable), Code::NotFound),
+            (foreign.into(), Some(FailureClass::InvalidInput), Code::FailedPrecondition),
+            (digest.into(), Some(FailureClass::Unavailable), Code::DataLoss),
+            (Error::Bug("b".into()), Some(FailureClass::Internal), Code::Internal),
+            (Error::Cancelled, None, Code::Unavailable),
+        ] {
+            let error: Error = error;
+            assert_eq!(error.class(), class, "{error}");
+            assert_eq!(Status::from(error).code(), code);
+        }
+    }
+
+    #[test]
+    fn a_factor_that_fails_names_its_layer() {
+        let failed = CurvatureError::NotFinite { name: "A of model.layers.3.mlp.down_proj".into() };
+        let text = status::chain(&Error::from(PruningError::from(failed)));
+        assert!(text.contains("model.layers.3.mlp.down_proj"), "{text}");
+    }
+}

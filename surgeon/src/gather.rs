@@ -1,0 +1,132 @@
+//! All factors of some blocks: every shard is pulled at the same time, a block is ready when all its shards are stored.
+
+use crate::error::Error;
+use crate::plan::{self, Plan};
+use crate::pull::{Budget, PullFailure, Puller, ShardKey, Stored};
+use proto::v1::worker_service_client::WorkerServiceClient;
+use service::{Connector, RequestIds, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use tracing::Instrument;
+use types::RunId;
+
+/// What gathering needs; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Gatherer {
+    /// Where factors go.
+    pub(crate) store: Store,
+    /// How calibrators are reached.
+    pub(crate) connector: Connector,
+    /// The coordinator.
+    pub(crate) coordinator: WorkerServiceClient<Channel>,
+    /// Shared by all that is gathered.
+    pub(crate) budget: Budget,
+    /// Names of our mutations.
+    pub(crate) ids: RequestIds,
+}
+
+/// What is gathered together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Shot {
+    /// The run.
+    pub(crate) run: RunId,
+    /// Its shot.
+    pub(crate) shot: u32,
+    /// Its shards.
+    pub(crate) shards: u32,
+}
+
+/// A gathering under way. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct Gathering {
+    stored: mpsc::Receiver<Stored>,
+    /// Pulls, and the plan's follower: that one ends only when it fails.
+    tasks: JoinSet<Result<(), PullFailure>>,
+    missing: BTreeMap<u32, BTreeSet<u32>>,
+}
+
+/// What happened in a gathering.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// One more shard of this block is stored; so many are, of all.
+    Progress {
+        /// Which block.
+        block: u32,
+        /// Shards that are still missing.
+        missing: usize,
+    },
+    /// It cannot go on.
+    Failed(PullFailure),
+    /// All shards of all blocks are stored.
+    Done,
+}
+
+impl Gatherer {
+    /// Begins to bring the blocks of a shot into the store.
+    pub(crate) fn start(&self, shot: &Shot, blocks: &BTreeSet<u32>) -> Gathering {
+        let (plan_sender, plan) = watch::channel(Plan::default());
+        let (sender, stored) = mpsc::channel(64);
+        let mut tasks = JoinSet::new();
+        let span = tracing::Span::current();
+        for shard in 0..shot.shards {
+            let puller = Puller {
+                key: ShardKey { run: shot.run.clone(), shot: shot.shot, shard },
+                store: self.store.clone(),
+                connector: self.connector.clone(),
+                plan: plan.clone(),
+                stored: sender.clone(),
+                budget: self.budget.clone(),
+                ids: self.ids.clone(),
+            };
+            tasks.spawn(puller.pull(blocks.clone()).instrument(span.clone()));
+        }
+        let (client, run, number) = (self.coordinator.clone(), shot.run.clone(), shot.shot);
+        let first = blocks.first().copied().unwrap_or_default();
+        let follow = async move {
+            let error = plan::follow(&client, &run, number, &plan_sender).await;
+            Err(PullFailure { block: first, error })
+        };
+        tasks.spawn(follow.instrument(span));
+        let missing = blocks.iter().map(|b| (*b, (0..shot.shards).collect())).collect();
+        Gathering { stored, tasks, missing }
+    }
+}
+
+impl Gathering {
+    /// Returns the next thing that happens.
+    ///
+    /// Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Event {
+        loop {
+            if self.missing.values().all(BTreeSet::is_empty) {
+                return Event::Done;
+            }
+            tokio::select! {
+                biased;
+                Some(Stored { block, shard }) = self.stored.recv() => {
+                    if let Some(shards) = self.missing.get_mut(&block) && shards.remove(&shard) {
+                        return Event::Progress { block, missing: shards.len() };
+                    }
+                }
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failure)) => return Event::Failed(failure),
+                    Err(error) => return Event::Failed(self.lost(&error.to_string())),
+                },
+                else => return Event::Failed(self.lost("every task ended before all was stored")),
+            }
+        }
+    }
+
+    /// Returns the failure that a bug is.
+    fn lost(&self, what: &str) -> PullFailure {
+        let block = self.missing.iter().find(|(_, shards)| !shards.is_empty()).map_or(0, |(block, _)| *block);
+        PullFailure { block, error: Error::Bug(format!("gathering ended: {what}")) }
+    }
+}
+
+#[cfg(test)]
+#[path = "gather_tests.rs"]
+mod tests;

@@ -1,0 +1,86 @@
+//! `SurgeonService`: how far the blocks are that this surgeon owns.
+
+use proto::v1;
+use proto::v1::surgeon_service_server::SurgeonService;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tonic::{Request, Response, Status};
+use types::{RunId, WorkerId};
+
+/// The blocks that are being gathered; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Board {
+    blocks: Arc<Mutex<Blocks>>,
+}
+
+/// Shards stored and in all, by run, shot and block.
+type Blocks = BTreeMap<(RunId, u32, u32), (u32, u32)>;
+
+impl Board {
+    /// Notes how many of a block's shards are stored.
+    pub(crate) fn note(&self, run: &RunId, shot: u32, block: u32, (stored, shards): (u32, u32)) {
+        self.lock().insert((run.clone(), shot, block), (stored, shards));
+    }
+
+    /// Forgets the blocks of a shot.
+    pub(crate) fn forget(&self, run: &RunId, shot: u32) {
+        self.lock().retain(|(of_run, of_shot, _), _| (of_run, *of_shot) != (run, shot));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct Grpc {
+    /// What is shown.
+    pub(crate) board: Board,
+    /// Our name.
+    pub(crate) worker: WorkerId,
+    /// Our device.
+    pub(crate) device: String,
+}
+
+#[tonic::async_trait]
+impl SurgeonService for Grpc {
+    async fn list_blocks(
+        &self,
+        _request: Request<v1::ListBlocksRequest>,
+    ) -> Result<Response<v1::ListBlocksResponse>, Status> {
+        let blocks = self.board.lock();
+        let status = |((run, shot, block), (stored, shards)): (&(RunId, u32, u32), &(u32, u32))| v1::BlockStatus {
+            run: run.to_string(),
+            shot: *shot,
+            block: *block,
+            shards_stored: *stored,
+            shards: *shards,
+        };
+        Ok(Response::new(v1::ListBlocksResponse {
+            worker: self.worker.to_string(),
+            device: self.device.clone(),
+            blocks: blocks.iter().map(status).collect(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn blocks_are_listed_until_their_shot_is_forgotten() {
+        let board = Board::default();
+        let run = RunId::new("r").unwrap();
+        board.note(&run, 1, 5, (0, 2));
+        board.note(&run, 1, 5, (1, 2));
+        board.note(&run, 2, 5, (0, 2));
+        let grpc = Grpc { board: board.clone(), worker: WorkerId::new("w").unwrap(), device: "cpu".into() };
+        let list = || async { grpc.list_blocks(Request::new(v1::ListBlocksRequest {})).await.unwrap().into_inner().blocks };
+        let listed = list().await;
+        assert_eq!((listed.len(), listed[0].shards_stored, listed[0].shards), (2, 1, 2));
+        board.forget(&run, 1);
+        assert_eq!(list().await.iter().map(|b| b.shot).collect::<Vec<_>>(), [2]);
+    }
+}

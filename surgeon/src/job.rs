@@ -1,0 +1,128 @@
+//! A leased task as domain values, parsed once.
+
+use proto::convert::{Fields, InvalidMessage};
+use proto::v1;
+use types::{Generation, LayerCut, RunId, RunSpec};
+
+const TASK: Fields = Fields("Task");
+const UPDATE: Fields = Fields("UpdateTask");
+/// Most shards of a run.
+const MAX_SHARDS: u32 = 1 << 16;
+
+/// One task for a surgeon.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// The run.
+    pub(crate) run: RunId,
+    /// Its shot.
+    pub(crate) shot: u32,
+    /// The attempt.
+    pub(crate) generation: Generation,
+    /// Everything that can change a number.
+    pub(crate) spec: RunSpec,
+    /// What to do.
+    pub(crate) work: Work,
+}
+
+/// What a surgeon can do.
+#[derive(Debug, Clone)]
+pub(crate) enum Work {
+    /// Gather one block's factors, compute its layers' paths.
+    Score(Block),
+    /// Carry out the cut in one block.
+    Update {
+        /// Which block.
+        block: Block,
+        /// Key of its paths.
+        paths: String,
+        /// Prefix of each layer's path.
+        cuts: Vec<LayerCut>,
+    },
+    /// Write the final folder.
+    Materialise {
+        /// Key of the checkpoint's manifest; `None` for the base model.
+        checkpoint: Option<String>,
+        /// Content of `pruning_report.json`.
+        report_json: String,
+    },
+}
+
+/// One block of the model before this shot's cut.
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    /// Its number.
+    pub(crate) block: u32,
+    /// Key of the checkpoint's manifest; `None` for the base model.
+    pub(crate) checkpoint: Option<String>,
+    /// Shards its factors come in.
+    pub(crate) shards: u32,
+}
+
+impl Job {
+    /// Returns the span that everything about this task happens in.
+    pub(crate) fn span(&self) -> tracing::Span {
+        let (run, shot, generation) = (&self.run, self.shot, self.generation);
+        match &self.work {
+            Work::Score(b) => tracing::info_span!("score", %run, shot, %generation, block = b.block),
+            Work::Update { block, .. } => tracing::info_span!("update", %run, shot, %generation, block = block.block),
+            Work::Materialise { .. } => tracing::info_span!("materialise", %run, shot, %generation),
+        }
+    }
+}
+
+impl TryFrom<v1::Task> for Job {
+    type Error = InvalidMessage;
+
+    fn try_from(task: v1::Task) -> Result<Self, InvalidMessage> {
+        use v1::task::Work as Wire;
+        let work = match TASK.required("work", task.work)? {
+            Wire::Score(v1::ScoreTask { block, checkpoint, shards }) => Work::Score(Block::new(block, checkpoint, shards)?),
+            Wire::Update(v1::UpdateTask { block, checkpoint, shards, paths, cuts }) => Work::Update {
+                block: Block::new(block, checkpoint, shards)?,
+                paths: UPDATE.text("paths", paths, proto::convert::MAX_TEXT)?,
+                cuts: UPDATE.list("cuts", cuts, proto::convert::MAX_LAYERS)?,
+            },
+            Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json }) => {
+                Work::Materialise { checkpoint: present(checkpoint), report_json }
+            }
+            Wire::Prepare(_) | Wire::Calibrate(_) | Wire::Evaluate(_) => {
+                return Err(TASK.bad("work", "is a calibrator's, this is a surgeon"));
+            }
+        };
+        Ok(Self {
+            run: TASK.run("run", &task.run)?,
+            shot: task.shot,
+            generation: Generation(task.generation),
+            spec: TASK.nested("spec", task.spec)?,
+            work,
+        })
+    }
+}
+
+impl Block {
+    fn new(block: u32, checkpoint: String, shards: u32) -> Result<Self, InvalidMessage> {
+        if shards == 0 || shards > MAX_SHARDS {
+            return Err(TASK.bad("shards", format!("{shards} is outside 1 to {MAX_SHARDS}")));
+        }
+        Ok(Self { block, checkpoint: present(checkpoint), shards })
+    }
+}
+
+/// Returns a key, unless it is empty: the base model has no manifest.
+fn present(key: String) -> Option<String> {
+    (!key.is_empty()).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_that_are_not_ours_or_say_nothing_are_refused() {
+        let task = |work| v1::Task { work, run: "r".into(), ..Default::default() };
+        assert!(Job::try_from(task(None)).is_err());
+        assert!(Job::try_from(task(Some(v1::task::Work::Prepare(v1::PrepareTask {})))).is_err());
+        let no_shards = v1::ScoreTask { block: 1, ..Default::default() };
+        assert!(Job::try_from(task(Some(v1::task::Work::Score(no_shards)))).is_err());
+    }
+}

@@ -1,0 +1,304 @@
+//! One shard's factors: from the calibrator that sweeps it into the store.
+//!
+//! Everything that breaks is tried again from the plan; a block that was half received goes on where it broke. Nothing is
+//! visible half-written, because an object of the store appears whole. At most one block of the shard is in memory, and the
+//! blocks of all shards together stay under a budget of bytes.
+
+use crate::error::Error;
+use crate::keys;
+use crate::plan::{Plan, Source};
+use crate::receive::{Partial, StreamFault};
+use proto::v1;
+use proto::v1::calibrator_service_client::CalibratorServiceClient;
+use proto::v1::stream_factors_response::Part;
+use service::{Connector, RequestIds, Store};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tonic::Streaming;
+use tonic::transport::Channel;
+use types::{Generation, RunId};
+
+/// How long a call may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a stream may be silent before the plan is asked again: a sweep may well take longer for its first block.
+const IDLE: Duration = Duration::from_secs(60);
+/// Attempts without a new block before the task is failed.
+const MAX_FAILURES: u32 = 20;
+/// First and longest pause between attempts.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Unit in which memory is budgeted, so that a semaphore can count any size.
+const BUDGET_UNIT: u64 = 1 << 10;
+
+/// Bytes of factors that may be in memory between stream and store.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget {
+    permits: Arc<Semaphore>,
+    units: u32,
+}
+
+impl Budget {
+    /// Returns a budget of so many bytes.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let units = (bytes / BUDGET_UNIT).clamp(1, u64::from(u32::MAX >> 3)) as u32;
+        Self { permits: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// Waits until `bytes` more fit; a block larger than the whole budget waits until it is alone.
+    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Error> {
+        let units = bytes.div_ceil(BUDGET_UNIT).min(u64::from(self.units)) as u32;
+        Arc::clone(&self.permits).acquire_many_owned(units).await.map_err(|_| Error::Cancelled)
+    }
+}
+
+/// How a stream ended without a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The calibrator has nothing more for us.
+    Complete,
+    /// Nothing came for a while. No fault: whether the calibrator lives is the coordinator's to know.
+    Silent,
+}
+
+/// Which shard of what.
+#[derive(Debug, Clone)]
+pub(crate) struct ShardKey {
+    /// The run.
+    pub(crate) run: RunId,
+    /// Its shot.
+    pub(crate) shot: u32,
+    /// The shard.
+    pub(crate) shard: u32,
+}
+
+/// One more piece is in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Which block.
+    pub(crate) block: u32,
+    /// From which shard.
+    pub(crate) shard: u32,
+}
+
+/// A failure and the block it hit.
+#[derive(Debug)]
+pub(crate) struct PullFailure {
+    /// Which block.
+    pub(crate) block: u32,
+    /// What happened.
+    pub(crate) error: Error,
+}
+
+/// What pulling a shard needs.
+#[derive(Debug)]
+pub(crate) struct Puller {
+    /// Which shard.
+    pub(crate) key: ShardKey,
+    /// Where factors go.
+    pub(crate) store: Store,
+    /// How calibrators are reached.
+    pub(crate) connector: Connector,
+    /// Where they come from.
+    pub(crate) plan: watch::Receiver<Plan>,
+    /// Told of every piece.
+    pub(crate) stored: mpsc::Sender<Stored>,
+    /// Shared by all shards.
+    pub(crate) budget: Budget,
+    /// Names of our mutations.
+    pub(crate) ids: RequestIds,
+}
+
+/// A half-received block and its share of the budget.
+#[derive(Debug)]
+struct Receiving {
+    partial: Partial,
+    _share: OwnedSemaphorePermit,
+}
+
+impl Puller {
+    /// Brings all `missing` blocks into the store.
+    ///
+    /// Cancel-safe: what was stored stays, what was not is asked for again.
+    pub(crate) async fn pull(mut self, mut missing: BTreeSet<u32>) -> Result<(), PullFailure> {
+        let mut receiving = None;
+        let mut failures = 0;
+        loop {
+            // The plan first: what it calls stored was in the store before.
+            let source = self.plan.borrow_and_update().source(self.key.shard);
+            let before = missing.len();
+            let result = match self.take_stored(&mut missing).await {
+                Ok(()) if missing.is_empty() => return Ok(()),
+                Ok(()) => self.advance(&source, &mut missing, &mut receiving).await,
+                Err(error) => Err(error),
+            };
+            let Some(&block) = missing.first() else { return Ok(()) };
+            if missing.len() < before {
+                failures = 0;
+            }
+            match result {
+                Ok(()) => {}
+                Err(error) if error.is_transient() && failures < MAX_FAILURES => {
+                    failures += 1;
+                    let shard = self.key.shard;
+                    tracing::warn!(shard, failures, error = service::status::chain(&error), "factors will be asked for again");
+                    self.pause(failures).await;
+                }
+                Err(error) => {
+                    let block = receiving.as_ref().map_or(block, |r: &Receiving| r.partial.block());
+                    return Err(PullFailure { block, error });
+                }
+            }
+        }
+    }
+
+    /// Takes one step from the source: waits for it, or streams from it until the stream ends.
+    async fn advance(
+        &mut self,
+        source: &Source,
+        missing: &mut BTreeSet<u32>,
+        receiving: &mut Option<Receiving>,
+    ) -> Result<(), Error> {
+        match source {
+            Source::Waiting => self.plan.changed().await.map_err(|_| Error::Cancelled),
+            Source::Stored => Err(Error::FactorsGone { shard: self.key.shard, blocks: missing.iter().copied().collect() }),
+            Source::Running { endpoint, generation } => {
+                let before = missing.len();
+                match self.stream(endpoint, *generation, missing, receiving).await? {
+                    Ended::Complete if missing.len() == before => Err(Error::NothingCame { endpoint: endpoint.clone() }),
+                    Ended::Complete | Ended::Silent => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Forgets the blocks that are in the store and announces them.
+    async fn take_stored(&self, missing: &mut BTreeSet<u32>) -> Result<(), Error> {
+        for block in missing.clone() {
+            let key = keys::factors(&self.key.run, self.key.shot, self.key.shard, block);
+            if self.store.exists(&key).await? {
+                self.announce(block, missing).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn announce(&self, block: u32, missing: &mut BTreeSet<u32>) -> Result<(), Error> {
+        missing.remove(&block);
+        self.stored.send(Stored { block, shard: self.key.shard }).await.map_err(|_| Error::Cancelled)
+    }
+
+    /// Reads one stream to its end; every block that is whole goes to the store and is released.
+    async fn stream(
+        &self,
+        endpoint: &str,
+        generation: Generation,
+        missing: &mut BTreeSet<u32>,
+        receiving: &mut Option<Receiving>,
+    ) -> Result<Ended, Error> {
+        let mut client = CalibratorServiceClient::new(self.connector.bulk_channel(endpoint)?)
+            .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+        let mut stream = self.open(&mut client, generation, missing, receiving.as_ref()).await?;
+        loop {
+            // A call's deadline ends with the response head; the body needs its own.
+            let Ok(message) = tokio::time::timeout(IDLE, stream.message()).await else { return Ok(Ended::Silent) };
+            let part = match message.map_err(|s| Error::Calibrator(Box::new(s)))? {
+                None => return Ok(Ended::Complete),
+                Some(v1::StreamFactorsResponse { part: None }) => continue,
+                Some(v1::StreamFactorsResponse { part: Some(part) }) => part,
+            };
+            match part {
+                Part::Header(header) => self.begin(&header, missing, receiving).await?,
+                Part::Chunk(chunk) => {
+                    let Some(open) = receiving.as_mut() else {
+                        let problem = "a chunk came before a header".to_owned();
+                        return Err(StreamFault::Contract { block: chunk.block, problem }.into());
+                    };
+                    if open.partial.append(&chunk)? {
+                        self.keep(receiving.take(), missing).await?;
+                        self.release(&mut client, generation, chunk.block).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        client: &mut CalibratorServiceClient<Channel>,
+        generation: Generation,
+        missing: &BTreeSet<u32>,
+        receiving: Option<&Receiving>,
+    ) -> Result<Streaming<v1::StreamFactorsResponse>, Error> {
+        let request = v1::StreamFactorsRequest {
+            run: self.key.run.to_string(),
+            shot: self.key.shot,
+            shard: self.key.shard,
+            generation: generation.0,
+            blocks: missing.iter().copied().collect(),
+            resume_block: receiving.map(|r| r.partial.block()),
+            resume_offset: receiving.map_or(0, |r| r.partial.offset()),
+        };
+        match tokio::time::timeout(ANSWER, client.stream_factors(request)).await {
+            Ok(answer) => Ok(answer.map_err(|s| Error::Calibrator(Box::new(s)))?.into_inner()),
+            Err(_) => Err(Error::Silent { seconds: ANSWER.as_secs() }),
+        }
+    }
+
+    /// Prepares for the block that a header announces, or goes on with what is here of it.
+    async fn begin(
+        &self,
+        header: &v1::FactorHeader,
+        missing: &BTreeSet<u32>,
+        receiving: &mut Option<Receiving>,
+    ) -> Result<(), Error> {
+        if !missing.contains(&header.block) {
+            let problem = "it was not asked for".to_owned();
+            return Err(StreamFault::Contract { block: header.block, problem }.into());
+        }
+        if receiving.as_ref().is_some_and(|r| r.partial.continues(header)) {
+            return Ok(());
+        }
+        // Given back before more is asked for, or a budget of one block could wait for itself.
+        *receiving = None;
+        let partial = Partial::begin(header)?;
+        *receiving = Some(Receiving { partial, _share: self.budget.reserve(header.bytes).await? });
+        Ok(())
+    }
+
+    /// Checks a whole block and puts it into the store.
+    async fn keep(&self, whole: Option<Receiving>, missing: &mut BTreeSet<u32>) -> Result<(), Error> {
+        let Some(Receiving { partial, _share }) = whole else { return Ok(()) };
+        let block = partial.block();
+        let bytes = partial.finish()?;
+        let key = keys::factors(&self.key.run, self.key.shot, self.key.shard, block);
+        tracing::debug!(shard = self.key.shard, block, bytes = bytes.len(), "factors stored");
+        self.store.put(&key, bytes).await?;
+        self.announce(block, missing).await
+    }
+
+    /// Tells the calibrator that a block is stored. It also looks into the store itself, so a lost word does no harm.
+    async fn release(&self, client: &mut CalibratorServiceClient<Channel>, generation: Generation, block: u32) {
+        let request = v1::ReleaseFactorsRequest {
+            request_id: self.ids.next(),
+            run: self.key.run.to_string(),
+            shot: self.key.shot,
+            shard: self.key.shard,
+            generation: generation.0,
+            block,
+        };
+        if let Ok(Err(status)) = tokio::time::timeout(ANSWER, client.release_factors(request)).await {
+            tracing::debug!(shard = self.key.shard, block, error = status.message(), "factors were not released");
+        }
+    }
+
+    /// Waits before the next attempt, or until the plan changes.
+    async fn pause(&mut self, failures: u32) {
+        let longest = PAUSE.1.min(PAUSE.0 * 2_u32.saturating_pow(failures.min(16)));
+        let pause = longest.mul_f64(rand::random_range(0.0..1.0));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = self.plan.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Tasks of the coordinator: which there are, and how each ends.
+//!
+//! All leased `Score` tasks of a shot are one piece of work: their blocks are gathered together and computed as they
+//! become ready. Everything else runs one after the other.
+
+mod block;
+mod score;
+
+use crate::bench::{Bench, overlay};
+use crate::error::Error;
+use crate::gather::{Gatherer, Shot};
+use crate::grpc::Board;
+use crate::job::{Block, Job, Work};
+use model::export::huggingface::{self, WriteOptions};
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use score::{ScoreBatch, ScoreTask};
+use service::{ComputeHandle, Lease, LeaseError, Leased, Store, TaskHandler, checkpoint, status};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::Instrument;
+use types::{LayerCut, RunSpec};
+
+/// Tokens on which the written model must compute what the one in memory computes.
+const CHECK_TOKENS: i64 = 64;
+
+/// Carries out a surgeon's tasks.
+#[derive(Debug, Clone)]
+pub(crate) struct Handler {
+    /// The thread that owns the device.
+    pub(crate) compute: ComputeHandle,
+    /// What lies there; locked by its jobs only.
+    pub(crate) bench: Arc<Mutex<Bench>>,
+    /// Held by the block whose factors lie on the bench.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Where factors, paths and weights lie.
+    pub(crate) store: Store,
+    /// Brings factors into the store.
+    pub(crate) gatherer: Gatherer,
+    /// Shows how far blocks are.
+    pub(crate) board: Board,
+}
+
+impl TaskHandler for Handler {
+    async fn handle(&self, tasks: Vec<Leased>) {
+        let mut shots: BTreeMap<Shot, Vec<ScoreTask>> = BTreeMap::new();
+        let mut others = Vec::new();
+        for Leased { task, lease } in tasks {
+            match Job::try_from(task) {
+                Ok(Job { run, shot, generation, spec, work: Work::Score(block) }) => {
+                    let key = Shot { run: run.clone(), shot, shards: block.shards };
+                    let job = Job { run, shot, generation, spec, work: Work::Score(block.clone()) };
+                    shots.entry(key).or_default().push(ScoreTask { span: job.span(), spec: job.spec, block, lease });
+                }
+                Ok(job) => others.push((job, lease)),
+                Err(invalid) => report(&lease, Err(invalid.into()), Duration::ZERO).await,
+            }
+        }
+        let scoring = shots.into_iter().map(|(shot, tasks)| ScoreBatch::new(self, shot, tasks).run());
+        let rest = async {
+            for (job, lease) in others {
+                let (start, span) = (Instant::now(), job.span());
+                let result = self.carry_out(job, &lease).instrument(span).await;
+                report(&lease, result, start.elapsed()).await;
+            }
+        };
+        futures::future::join(futures::future::join_all(scoring), rest).await;
+    }
+}
+
+impl Handler {
+    async fn carry_out(&self, job: Job, lease: &Lease) -> Result<TaskResult, Error> {
+        let shot = (job.run, job.shot);
+        match job.work {
+            Work::Update { block, paths, cuts } => {
+                self.update(&shot, job.spec, (block, paths, cuts), lease).await.map(TaskResult::Update)
+            }
+            Work::Materialise { checkpoint, report_json } => {
+                self.materialise(job.spec, checkpoint, report_json).await.map(TaskResult::Materialise)
+            }
+            Work::Score(_) => Err(Error::Bug("a block came to be scored alone".into())),
+        }
+    }
+
+    async fn update(
+        &self,
+        shot: &(types::RunId, u32),
+        spec: RunSpec,
+        (block, paths, cuts): (Block, String, Vec<LayerCut>),
+        lease: &Lease,
+    ) -> Result<v1::UpdateResult, Error> {
+        let updated = self.update_block(shot, spec, (&block, &paths, cuts), lease).await?;
+        tracing::info!(layers = updated.layers.len(), "block updated");
+        Ok(updated)
+    }
+
+    async fn materialise(
+        &self,
+        spec: RunSpec,
+        manifest: Option<String>,
+        report_json: String,
+    ) -> Result<v1::MaterialiseResult, Error> {
+        let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
+        let changed = checkpoint::layers(&self.store, checkpoint.layers).await?;
+        let output = spec.output.clone();
+        let written = self
+            .on_bench(move |bench| {
+                // The written tensors are compared on the CPU, wherever the rest was computed.
+                let overlay = overlay(changed, tch::Device::Cpu)?;
+                let folder = bench.folder(&spec)?;
+                let options =
+                    WriteOptions { multiple_of: spec.multiple_of, shard_bytes: WriteOptions::SHARD_BYTES };
+                let ids = check_ids(folder.config().vocab, folder.config().max_positions);
+                Ok(huggingface::write(folder, &overlay, options, &report_json, Path::new(&spec.output), &ids)?)
+            })
+            .await?;
+        tracing::info!(bytes = written.bytes, logit_difference = written.logit_difference, "model written");
+        Ok(v1::MaterialiseResult {
+            output,
+            blake3: written.blake3,
+            bytes: written.bytes,
+            logit_difference: written.logit_difference,
+        })
+    }
+
+    /// Runs a job on the compute thread.
+    async fn on_bench<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Bench) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let bench = Arc::clone(&self.bench);
+        self.compute.run(move || job(&mut bench.lock().unwrap_or_else(PoisonError::into_inner))).await?
+    }
+}
+
+/// Returns tokens spread over the vocabulary, the same for the same model.
+fn check_ids(vocabulary: i64, max_positions: i64) -> Vec<i64> {
+    (0..CHECK_TOKENS.min(max_positions)).map(|n| (n * 7919 + 1) % vocabulary).collect()
+}
+
+/// Tells the coordinator how a task ended. A task that was stopped is given back by the worker's loop.
+async fn report(lease: &Lease, result: Result<TaskResult, Error>, took: Duration) {
+    let reported = match result {
+        Ok(result) => lease.complete(result, took.as_secs_f64()).await,
+        Err(error) => match error.class() {
+            Some(class) => {
+                tracing::warn!(task = lease.task_id(), error = status::chain(&error), "task failed");
+                lease.fail(class, status::chain(&error)).await
+            }
+            None => Ok(()),
+        },
+    };
+    match reported {
+        Ok(()) => {}
+        Err(LeaseError::Dropped) => tracing::debug!(task = lease.task_id(), "the lease was lost before the end"),
+        Err(error) => tracing::warn!(task = lease.task_id(), %error, "the end of a task was not reported"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_tokens_are_in_the_vocabulary_and_within_the_model_s_length() {
+        let ids = check_ids(259, 16);
+        assert_eq!(ids.len(), 16);
+        assert!(ids.iter().all(|id| (0..259).contains(id)));
+        assert_eq!(check_ids(32000, 2048).len(), 64);
+    }
+}

@@ -1,0 +1,120 @@
+//! The `Score` tasks of one shot: gathered together, computed one block at a time as blocks become ready.
+
+use super::{Handler, report};
+use crate::error::Error;
+use crate::gather::{Event, Gathering, Shot};
+use crate::job::Block;
+use crate::pull::PullFailure;
+use proto::v1::complete_task_request::Result as TaskResult;
+use service::Lease;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tracing::{Instrument, Span};
+use types::RunSpec;
+
+/// After so long without a new piece the tasks are given back and leased anew, with whatever else has become free: the
+/// sweep may wait for a block that nobody here was asked for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One block to be scored.
+#[derive(Debug)]
+pub(super) struct ScoreTask {
+    /// Where it happens.
+    pub(super) span: Span,
+    /// Everything that can change a number.
+    pub(super) spec: RunSpec,
+    /// The block.
+    pub(super) block: Block,
+    /// The right to do it.
+    pub(super) lease: Lease,
+}
+
+/// All leased blocks of one shot.
+pub(super) struct ScoreBatch<'a> {
+    handler: &'a Handler,
+    shot: Shot,
+    waiting: BTreeMap<u32, ScoreTask>,
+}
+
+impl<'a> ScoreBatch<'a> {
+    /// Returns the batch of some tasks of one shot.
+    pub(super) fn new(handler: &'a Handler, shot: Shot, tasks: Vec<ScoreTask>) -> Self {
+        let waiting = tasks.into_iter().map(|task| (task.block.block, task)).collect();
+        Self { handler, shot, waiting }
+    }
+
+    /// Gathers and scores; returns when every block is done, one cannot be gathered, nobody wants them or nothing comes.
+    /// What is left is given back by the worker's loop.
+    pub(super) async fn run(self) {
+        let blocks: BTreeSet<u32> = self.waiting.keys().copied().collect();
+        let leases: Vec<Lease> = self.waiting.values().map(|task| task.lease.clone()).collect();
+        for block in &blocks {
+            self.handler.board.note(&self.shot.run, self.shot.shot, *block, (0, self.shot.shards));
+        }
+        let gathering = self.handler.gatherer.start(&self.shot, &blocks);
+        // Room for all, so that gathering never waits for computing.
+        let (sender, receiver) = mpsc::channel(blocks.len().max(1));
+        let (handler, shot) = (self.handler, self.shot.clone());
+        let gather = async {
+            tokio::select! {
+                () = self.gather(gathering, sender) => {}
+                () = all_left(&leases) => {}
+            }
+        };
+        tokio::join!(gather, compute(handler, &shot, receiver));
+        handler.board.forget(&shot.run, shot.shot);
+    }
+
+    /// Hands blocks on as they become ready; fails the one that cannot be gathered.
+    async fn gather(mut self, mut gathering: Gathering, ready: mpsc::Sender<ScoreTask>) {
+        let shards = self.shot.shards;
+        while let Ok(event) = tokio::time::timeout(PATIENCE, gathering.next()).await {
+            match event {
+                Event::Progress { block, missing } => {
+                    let stored = shards - missing as u32;
+                    self.handler.board.note(&self.shot.run, self.shot.shot, block, (stored, shards));
+                    if let Some(task) = self.waiting.get(&block) {
+                        task.lease.progress(u64::from(stored), u64::from(shards) + 1);
+                    }
+                    if missing == 0
+                        && let Some(task) = self.waiting.remove(&block)
+                        && ready.send(task).await.is_err()
+                    {
+                        return;
+                    }
+                }
+                Event::Failed(PullFailure { block, error }) => {
+                    if let Some(task) = self.waiting.remove(&block) {
+                        report(&task.lease, Err(error), Duration::ZERO).instrument(task.span).await;
+                    }
+                    return;
+                }
+                Event::Done => return,
+            }
+        }
+        tracing::debug!(blocks = self.waiting.len(), "no factors came for a while; tasks are given back");
+    }
+}
+
+/// Scores blocks as they come.
+async fn compute(handler: &Handler, shot: &Shot, mut ready: mpsc::Receiver<ScoreTask>) {
+    while let Some(task) = ready.recv().await {
+        let ScoreTask { span, spec, block, lease } = task;
+        let start = Instant::now();
+        let result = if lease.token().is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            let scored = handler.score_block(&(shot.run.clone(), shot.shot), spec, &block, &lease);
+            scored.instrument(span.clone()).await.map(TaskResult::Score)
+        };
+        report(&lease, result, start.elapsed()).instrument(span).await;
+    }
+}
+
+/// Waits until every lease is lost or the worker stops.
+async fn all_left(leases: &[Lease]) {
+    for lease in leases {
+        lease.token().cancelled().await;
+    }
+}
