@@ -272,6 +272,19 @@ impl CliError {
     }
 }
 
+/// Tells of an error, if there is one to tell of, and returns the exit status.
+pub(crate) fn report_error(done: Result<(), CliError>) -> Exit {
+    match done {
+        Ok(()) => Exit::Done,
+        Err(error) if error.is_broken_pipe() => Exit::Done,
+        Err(error) => {
+            let prefix = if matches!(error, CliError::Interrupted { .. }) { "" } else { "error: " };
+            crate::output::tell(&format!("{prefix}{error}\n"));
+            error.exit()
+        }
+    }
+}
+
 fn model_exit(error: &ModelError) -> Exit {
     match error {
         ModelError::Unsupported { .. } | ModelError::UnexpectedTensor { .. } | ModelError::Device(_) => Exit::Usage,

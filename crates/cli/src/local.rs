@@ -88,6 +88,7 @@ impl Local {
             store: deployment.store.clone(),
             coordinator: channel,
             connector: self.connector.clone(),
+            receive_bytes: surgeon::Options::RECEIVE_BYTES,
         };
         let incoming = self.network.listen(SURGEON)?;
         let shutdown = self.shutdown.clone();

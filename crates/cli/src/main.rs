@@ -17,7 +17,6 @@ mod summary;
 mod text;
 
 use args::Command;
-use error::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -30,13 +29,5 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };
-    let exit = match &done {
-        Ok(()) => Exit::Done,
-        Err(error) if error.is_broken_pipe() => Exit::Done,
-        Err(error) => {
-            output::tell(&format!("error: {error}\n"));
-            error.exit()
-        }
-    };
-    ExitCode::from(exit.code())
+    ExitCode::from(error::report_error(done).code())
 }

@@ -116,7 +116,11 @@ impl ModelFolder {
     /// [`ModelError::MissingTensor`] for a name that is not in [`Self::tensors`].
     pub fn tensor(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor, ModelError> {
         let Some((file, info)) = self.stored.get(name) else {
-            return Err(ModelError::MissingTensor { path: self.path.clone(), tensor: name.to_owned(), shape: Vec::new() });
+            return Err(ModelError::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                shape: Vec::new(),
+            });
         };
         let read = || {
             let stored = tensor_from(self.files[*file].bytes(&info.range), &info.shape, self.kind(name, info)?)?;

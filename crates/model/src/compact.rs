@@ -4,8 +4,8 @@
 //! padded with dead units: zero rows in the producers and zero columns in the consumer, which is exact. Knows neither
 //! files nor number formats.
 
-use crate::{LayerOverlay, ModelConfig, ModelError, Overlay};
 use crate::{BlockLayers, ModelFolder};
+use crate::{LayerOverlay, ModelConfig, ModelError, Overlay};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use types::{LayerId, UnitKind};
@@ -133,7 +133,9 @@ impl<'a> Compaction<'a> {
         let mut recipes = BTreeMap::new();
         for (id, layer) in &self.overlay.layers {
             let new = [("weight", &layer.weight), ("bias", &layer.bias)];
-            recipes.extend(new.into_iter().filter_map(|(part, new)| Some((format!("{id}.{part}"), Recipe::New(new.as_ref()?)))));
+            recipes.extend(
+                new.into_iter().filter_map(|(part, new)| Some((format!("{id}.{part}"), Recipe::New(new.as_ref()?)))),
+            );
         }
         let Some((_, selections)) = &self.widths else { return recipes };
         for (layers, block) in self.layers.iter().zip(selections) {
@@ -169,7 +171,10 @@ impl Kept {
         };
         let heads_of = |group: i64| -> Vec<i64> {
             let all = group * per_group..(group + 1) * per_group;
-            heads.as_ref().map_or_else(|| all.clone().collect(), |heads| heads.iter().copied().filter(|h| all.contains(h)).collect())
+            heads.as_ref().map_or_else(
+                || all.clone().collect(),
+                |heads| heads.iter().copied().filter(|h| all.contains(h)).collect(),
+            )
         };
         let groups: Vec<_> = kv_heads.into_iter().map(|group| (group, heads_of(group))).collect();
         if groups.iter().any(|(_, heads)| heads.len() != groups[0].1.len() || heads.is_empty()) {
@@ -244,8 +249,14 @@ impl Recipe<'_> {
     /// Returns the tensor for the compact model, in `kind`; `base` reads the base model's.
     ///
     /// Zeros are positive: a sign on them would be lost by no one but seen by bitwise comparisons.
-    pub(crate) fn make(&self, kind: Kind, base: impl FnOnce() -> Result<Tensor, ModelError>) -> Result<Tensor, ModelError> {
-        let new = |tensor: &Tensor| Ok::<_, ModelError>(tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(kind)?.f_add_scalar(0.0)?);
+    pub(crate) fn make(
+        &self,
+        kind: Kind,
+        base: impl FnOnce() -> Result<Tensor, ModelError>,
+    ) -> Result<Tensor, ModelError> {
+        let new = |tensor: &Tensor| {
+            Ok::<_, ModelError>(tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(kind)?.f_add_scalar(0.0)?)
+        };
         match self {
             Self::Base => base(),
             Self::New(tensor) => new(tensor),

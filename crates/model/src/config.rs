@@ -29,6 +29,7 @@ pub enum Activation {
 }
 
 /// What a decoder of one of the [`Family`]s looks like before pruning.
+#[allow(clippy::struct_excessive_bools)] // independent facts, each read from its own key
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The file it was read from.
@@ -85,14 +86,14 @@ impl ModelConfig {
     /// [`ModelError::Config`] for missing or contradictory keys.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let text = std::fs::read_to_string(path).map_err(ModelError::io("read", path))?;
-        let raw = serde_json::from_str(&text)
+        let raw: Value = serde_json::from_str(&text)
             .map_err(|e| ModelError::Config { path: path.to_owned(), reason: format!("not valid JSON: {e}") })?;
-        Self::from_json(raw, path)
+        Self::from_json(&raw, path)
     }
 
     /// Returns the config in `raw`; `path` is for messages.
-    pub fn from_json(raw: Value, path: &Path) -> Result<Self, ModelError> {
-        let fields = Fields::new(&raw, path)?;
+    pub fn from_json(raw: &Value, path: &Path) -> Result<Self, ModelError> {
+        let fields = Fields::new(raw, path)?;
         for key in ["quantization_config", "compression_config"] {
             if let Some(found) = fields.get(key) {
                 let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed method");
@@ -178,7 +179,10 @@ impl ModelConfig {
             ));
         }
         if self.rope.is_none() && tokens > self.max_positions {
-            return refuse(format!("{tokens} tokens are more than the model's {} learned positions", self.max_positions));
+            return refuse(format!(
+                "{tokens} tokens are more than the model's {} learned positions",
+                self.max_positions
+            ));
         }
         Ok(())
     }

@@ -119,7 +119,9 @@ fn check_version(found: Option<u64>) -> Result<String, ModelError> {
     if (found_major, found_minor) == (major, minor) {
         return Ok(text);
     }
-    Err(ModelError::Device(format!("libtorch {text} is loaded, but this program was built for {major}.{minor}; {advice}")))
+    Err(ModelError::Device(format!(
+        "libtorch {text} is loaded, but this program was built for {major}.{minor}; {advice}"
+    )))
 }
 
 /// Returns how many GPUs libtorch can use, or why it can use none. Loads CUDA support at the first call.

@@ -33,8 +33,13 @@ impl LayerOverlay {
     /// # Errors
     /// [`ModelError::TensorFile`] for broken bytes, [`ModelError::Overlay`] without a `weight` in them.
     pub fn decode(state: &LayerState, bytes: Option<&[u8]>, device: Device) -> Result<Self, ModelError> {
-        let mut overlay =
-            Self { kind: state.kind, kept: state.kept.clone(), kept_rows: state.kept_rows.clone(), weight: None, bias: None };
+        let mut overlay = Self {
+            kind: state.kind,
+            kept: state.kept.clone(),
+            kept_rows: state.kept_rows.clone(),
+            weight: None,
+            bias: None,
+        };
         let Some(bytes) = bytes else { return Ok(overlay) };
         for (name, tensor) in tensor_file::decode(bytes, device)?.0 {
             match name.as_str() {

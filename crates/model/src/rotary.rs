@@ -38,7 +38,8 @@ impl Rotary {
 impl Rope {
     /// Returns the angle per position of each pair, [e / 2].
     fn frequencies(&self, head_dim: i64, kind: Kind) -> Result<Tensor, ModelError> {
-        let exponents = Tensor::f_arange_start_step(0, head_dim, 2, (kind, Device::Cpu))?.f_div_scalar(head_dim as f64)?;
+        let exponents =
+            Tensor::f_arange_start_step(0, head_dim, 2, (kind, Device::Cpu))?.f_div_scalar(head_dim as f64)?;
         let plain = Tensor::f_pow_scalar(self.theta, &exponents)?.f_reciprocal()?;
         match self.scaling {
             RopeScaling::Default => Ok(plain),

@@ -153,7 +153,11 @@ impl<'a> Plan<'a> {
         let length = samples.first().map_or(0, Vec::len);
         if length < 2 || samples.iter().any(|s| s.len() != length) {
             let found = samples.iter().map(|s| s.len() as i64).take(8).collect();
-            return Err(ModelError::Shape { what: "samples", expected: "[b, t], equal t of at least 2".to_owned(), found });
+            return Err(ModelError::Shape {
+                what: "samples",
+                expected: "[b, t], equal t of at least 2".to_owned(),
+                found,
+            });
         }
         let mut wanted = vec![BTreeSet::new(); decoder.blocks.len()];
         for (block, layer) in &options.curvature {
@@ -229,7 +233,9 @@ fn forward(
         let middle = Instant::now();
         let gradient_btd = head.pass(&x_btd, batch)?;
         if gradient {
-            check_finite(&gradient_btd, batch, || "the gradient of the loss at the output of the last block".to_owned())?;
+            check_finite(&gradient_btd, batch, || {
+                "the gradient of the loss at the output of the last block".to_owned()
+            })?;
             boundaries.keep_gradient(batch, &gradient_btd)?;
         }
         times.forward += middle - start;
@@ -249,7 +255,9 @@ fn locate(plan: &Plan, batch: &Batch) -> Result<ModelError, ModelError> {
         x_btd = layers.forward(&x_btd, &plan.rotary, &mut NoTap)?;
     }
     let found = check_finite(&x_btd, batch, || "the output of the last block".to_owned());
-    Ok(found.err().unwrap_or_else(|| ModelError::NotFinite { what: "a forward pass, but not its repetition,".to_owned() }))
+    Ok(found
+        .err()
+        .unwrap_or_else(|| ModelError::NotFinite { what: "a forward pass, but not its repetition,".to_owned() }))
 }
 
 /// Returns whether all of `x` is finite. The sum, one cheap pass, settles it unless it overflows.
@@ -270,7 +278,8 @@ fn check_finite(x_btd: &Tensor, batch: &Batch, what: impl FnOnce() -> String) ->
         return Ok(());
     }
     let finite_b = x_btd.f_isfinite()?.f_flatten(1, -1)?.f_all_dim(1, false)?.f_to_kind(Kind::Int64)?;
-    let finite = Vec::<i64>::try_from(&finite_b).map_err(ModelError::torch("looking for numbers that are not finite"))?;
+    let finite =
+        Vec::<i64>::try_from(&finite_b).map_err(ModelError::torch("looking for numbers that are not finite"))?;
     let samples: Vec<u64> = (batch.first_sample..).zip(finite).filter_map(|(id, ok)| (ok == 0).then_some(id)).collect();
     Err(ModelError::NotFinite { what: format!("{} (samples {samples:?})", what()) })
 }

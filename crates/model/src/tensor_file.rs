@@ -51,8 +51,7 @@ pub fn write_to(
     let header = header::encode(order.iter().map(|at| &specs[*at]), metadata, name)?;
     out.write_all(&header).map_err(broken)?;
     let mut written = header.len() as u64;
-    for spec in order.iter().map(|at| (*at, &specs[*at])) {
-        let (at, spec) = spec;
+    for (at, spec) in order.iter().map(|at| (*at, &specs[*at])) {
         let value = tensor(at)?;
         if value.size() != spec.shape {
             let expected = format!("{:?} as announced for '{}'", spec.shape, spec.name);
@@ -145,6 +144,18 @@ mod tests {
         let bytes = encode(&sample(), &BTreeMap::new()).unwrap();
         for length in 0..bytes.len() {
             assert!(decode(&bytes[..length], Device::Cpu).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_never_a_panic() {
+        let bytes = encode(&sample(), &BTreeMap::new()).unwrap();
+        for at in 0..bytes.len() {
+            for value in [0, b'0', b'9', b'-', b'"', b']', 0xFF] {
+                let mut damaged = bytes.clone();
+                damaged[at] = value;
+                let _ = decode(&damaged, Device::Cpu);
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! Folders that are no models, or broken ones: each error says what is wrong, where, and what to do.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on fails
+
 mod common;
 
 use common::{Copy, golden};
@@ -124,9 +126,19 @@ fn a_tied_head_that_differs_is_refused() {
 #[test]
 fn configs_that_are_not_supported_are_refused_with_a_word() {
     let cases: [(&str, &str, Value, &[&str]); 16] = [
-        ("llama-gqa", "model_type", json!("gpt_neox"), &["'gpt_neox' is not supported", "llama, mistral, qwen2, qwen3, opt"]),
+        (
+            "llama-gqa",
+            "model_type",
+            json!("gpt_neox"),
+            &["'gpt_neox' is not supported", "llama, mistral, qwen2, qwen3, opt"],
+        ),
         ("llama-gqa", "model_type", json!(7), &["'model_type' is 7", "text"]),
-        ("llama-gqa", "quantization_config", json!({"quant_method": "gptq"}), &["quantised", "gptq", "original weights"]),
+        (
+            "llama-gqa",
+            "quantization_config",
+            json!({"quant_method": "gptq"}),
+            &["quantised", "gptq", "original weights"],
+        ),
         ("llama-gqa", "rope_parameters", json!({"rope_type": "yarn", "factor": 2.0}), &["'yarn'", "llama3"]),
         ("llama-gqa", "rope_parameters", json!({"rope_type": "linear"}), &["'factor'", "missing"]),
         ("llama-gqa", "rope_parameters", json!({"rope_theta": -1.0}), &["rope_theta"]),
@@ -186,7 +198,7 @@ fn a_file_that_may_not_be_read_is_named() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let copy = Copy::of("llama-gqa");
     let file = copy.file("model.safetensors");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
     // Whoever runs as root may read it all the same.
     if fs::File::open(&file).is_err() {
         refused(copy.path(), &["cannot read", "model.safetensors"]);

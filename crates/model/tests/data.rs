@@ -1,5 +1,7 @@
 //! Reading text in every format, chat templates, packing and segments, and what is said about bad data.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail as its test does")]
+
 use flate2::write::GzEncoder;
 use model::ModelError;
 use model::tokens::{DataOptions, Documents, TextForm, Tokenizer, overlap, pack_samples, read_documents, segments};
@@ -308,7 +310,8 @@ fn a_file_that_cannot_be_read_is_named() {
 
 /// Documents of 1000 letters that know where they are.
 fn lettered(count: usize) -> String {
-    (0..count).map(|i| json!({"text": format!("{i:05}|").repeat(167)[..1000]}).to_string() + "\n").collect()
+    let row = |i| json!({"text": format!("{i:05}|").repeat(167)[..1000]}).to_string();
+    (0..count).map(row).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -1,4 +1,6 @@
-//! Tiny models of every family against what transformers computes from them (testdata/make_golden.py).
+//! Tiny models of every family against what transformers computes from them (`testdata/make_golden.py`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on fails
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! A pruned model in compact form computes what the whole model with zeros computes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on fails
+
 mod common;
 
 use common::{golden, tensors};
@@ -32,7 +34,10 @@ fn compact_equals_zeroed(name: &str, id: &str, kind: UnitKind, kept: &[u32], col
     let id = LayerId::new(id).unwrap();
     let dense = zeroed(&folder, &id, columns);
     let expected = logits(&folder, &overlay(&id, UnitKind::Column, &[], Some(dense.shallow_clone())));
-    assert!((&expected - logits(&folder, &Overlay::default())).abs().max().double_value(&[]) > 1e-2, "{name}: no effect");
+    assert!(
+        (&expected - logits(&folder, &Overlay::default())).abs().max().double_value(&[]) > 1e-2,
+        "{name}: no effect"
+    );
     let compact = dense.index_select(1, &Tensor::from_slice(columns));
     for weight in [None, Some(compact)] {
         let found = logits(&folder, &overlay(&id, kind, kept, weight));
@@ -61,7 +66,13 @@ fn a_kv_group_takes_its_query_heads_along() {
 #[test]
 fn query_heads_go_from_every_group() {
     let kept = [1, 2];
-    compact_equals_zeroed("qwen3", "model.layers.2.self_attn.o_proj", UnitKind::QueryHead, &kept, &columns(&[1, 2], 12));
+    compact_equals_zeroed(
+        "qwen3",
+        "model.layers.2.self_attn.o_proj",
+        UnitKind::QueryHead,
+        &kept,
+        &columns(&[1, 2], 12),
+    );
 }
 
 #[test]

@@ -180,8 +180,11 @@ fn only_wanted_layers_are_seen_and_blocks_come_from_the_last_to_the_first() {
     let samples = samples(decoder.config.vocab, 3, 8);
     let (_, all) = sweep(&decoder, &samples, &options(&decoder)).unwrap();
     assert_eq!(all.calls, ["block 2", "finished 2", "block 1", "finished 1", "block 0", "finished 0"]);
-    let consumers = |(block, layer): &(u32, LayerId)| *block == 1 && (layer.as_str().ends_with("o_proj") || layer.as_str().ends_with("down_proj"));
-    let some = SweepOptions { curvature: every_layer(&decoder).into_iter().filter(consumers).collect(), ..options(&decoder) };
+    let consumers = |(block, layer): &(u32, LayerId)| {
+        *block == 1 && (layer.as_str().ends_with("o_proj") || layer.as_str().ends_with("down_proj"))
+    };
+    let some =
+        SweepOptions { curvature: every_layer(&decoder).into_iter().filter(consumers).collect(), ..options(&decoder) };
     let mut steps = Vec::new();
     let mut seen = Sums::default();
     let mut count = |done, total| {
@@ -239,7 +242,8 @@ fn a_number_that_is_not_finite_names_block_and_samples() {
 
     // A gradient can overflow where every activation is finite.
     let mut decoder = load("llama-gqa", Kind::Float);
-    decoder.blocks[1].mlp_norm = model::Norm::Rms { weight: Tensor::full([24], 1e-30, (Kind::Float, Device::Cpu)), eps: 1e-5 };
+    decoder.blocks[1].mlp_norm =
+        model::Norm::Rms { weight: Tensor::full([24], 1e-30, (Kind::Float, Device::Cpu)), eps: 1e-5 };
     let model::Mlp::Gated { down, .. } = &mut decoder.blocks[1].mlp else { panic!() };
     down.weight = &down.weight * 1e30;
     let ok = sweep(&decoder, &samples[..2], &options(&decoder));
@@ -255,7 +259,8 @@ fn errors_of_the_observer_and_unknown_layers_are_passed_on() {
     let samples = samples(decoder.config.vocab, 2, 8);
     for at in ["A:model.layers.1.mlp.down_proj", "G:model.layers.0.self_attn.o_proj"] {
         let mut failing = Sums { fail_at: Some(at), ..Sums::default() };
-        let error = sweep::run(&decoder, &samples, &options(&decoder), &mut failing, &mut |_, _| ControlFlow::Continue(()));
+        let error =
+            sweep::run(&decoder, &samples, &options(&decoder), &mut failing, &mut |_, _| ControlFlow::Continue(()));
         let Err(ModelError::Observer { block, source }) = error else { panic!("{error:?}") };
         assert_eq!((format!(".{block}."), source.to_string().as_str()), (at[14..17].to_owned(), "as asked"));
     }

@@ -15,11 +15,11 @@ struct Nothing;
 impl Observer for Nothing {
     fn block(&mut self, _: u32) {}
     fn input(&mut self, _: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
-        x_nc.f_sum(Kind::Float)?;
+        let _ = x_nc.f_sum(Kind::Float)?;
         Ok(())
     }
     fn gradient(&mut self, _: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
-        dy_nr.f_sum(Kind::Float)?;
+        let _ = dy_nr.f_sum(Kind::Float)?;
         Ok(())
     }
     fn finished(&mut self, _: u32) -> Result<(), ObserverError> {
@@ -51,7 +51,11 @@ fn peak(blocks: u32) -> u64 {
         fisher: Fisher::Empirical,
         seed: 0,
         first_sample: 0,
-        curvature: decoder.blocks.iter().flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone()))).collect(),
+        curvature: decoder
+            .blocks
+            .iter()
+            .flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone())))
+            .collect(),
         head_chunk: 256,
     };
     let sweep = |samples: usize, tokens: usize| {
@@ -71,7 +75,8 @@ fn peak(blocks: u32) -> u64 {
 fn peak_in_new_process(blocks: u32) -> u64 {
     let program = std::env::current_exe().unwrap();
     let args = ["--exact", "peak_memory_does_not_grow_with_depth", "--nocapture"];
-    let output = std::process::Command::new(program).args(args).env("PEAK_OF_BLOCKS", blocks.to_string()).output().unwrap();
+    let output =
+        std::process::Command::new(program).args(args).env("PEAK_OF_BLOCKS", blocks.to_string()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let line = text.lines().find_map(|line| line.split("peak=").nth(1));
     line.unwrap_or_else(|| panic!("{text} {}", String::from_utf8_lossy(&output.stderr))).trim().parse().unwrap()

@@ -43,7 +43,8 @@ pub fn coupled_update(
         let gone = removed_units(problem, units, removed)?;
         let (r, c) = problem.shape()?;
         let (rows, columns): (Vec<i64>, Vec<i64>) = ((0..r).collect(), (0..c).collect());
-        let gone_columns: Vec<bool> = gone.iter().flat_map(|&gone| vec![gone; units.columns_per_unit as usize]).collect();
+        let gone_columns: Vec<bool> =
+            gone.iter().flat_map(|&gone| vec![gone; units.columns_per_unit as usize]).collect();
         let columns = Split::new(&columns, &gone_columns);
         let (w_rl, predicted) = remove(problem, &Split::new(&rows, &[]), &columns, update)?;
         Ok(Updated { w_rc: w_rl, kept: left(&units.kept, &gone), kept_rows: Vec::new(), predicted })

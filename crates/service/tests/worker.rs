@@ -32,10 +32,12 @@ enum Seen {
     Released(String),
 }
 
+type Batch = Result<Vec<v1::Task>, Status>;
+
 /// Answers by script: batches to lease, errors to give first.
 #[derive(Clone, Default)]
 struct Script {
-    batches: Arc<Mutex<VecDeque<Result<Vec<v1::Task>, Status>>>>,
+    batches: Arc<Mutex<VecDeque<Batch>>>,
     register_errors: Arc<Mutex<VecDeque<Status>>>,
     complete_errors: Arc<Mutex<VecDeque<Status>>>,
     heartbeat_errors: Arc<Mutex<VecDeque<Status>>>,
@@ -66,9 +68,7 @@ impl Script {
                 changed.await;
             }
         };
-        timeout(Duration::from_secs(600), found)
-            .await
-            .unwrap_or_else(|_| panic!("{wanted:?} not in {:?}", self.seen()));
+        timeout(Duration::from_mins(10), found).await.unwrap_or_else(|_| panic!("{wanted:?} not in {:?}", self.seen()));
     }
 }
 
@@ -93,13 +93,11 @@ impl WorkerService for Script {
         &self,
         request: Request<v1::LeaseTasksRequest>,
     ) -> Result<Response<v1::LeaseTasksResponse>, Status> {
-        match next(&self.batches) {
-            Some(batch) => Ok(Response::new(v1::LeaseTasksResponse { tasks: batch? })),
-            None => {
-                sleep(Duration::from_secs(request.into_inner().wait_seconds.into())).await;
-                Ok(Response::new(v1::LeaseTasksResponse::default()))
-            }
+        if let Some(batch) = next(&self.batches) {
+            return Ok(Response::new(v1::LeaseTasksResponse { tasks: batch? }));
         }
+        sleep(Duration::from_secs(request.into_inner().wait_seconds.into())).await;
+        Ok(Response::new(v1::LeaseTasksResponse::default()))
     }
 
     type HeartbeatStream = Pin<Box<dyn Stream<Item = Result<v1::HeartbeatResponse, Status>> + Send>>;
@@ -271,6 +269,19 @@ async fn a_stale_task_is_dropped_and_not_released() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_report_that_nobody_wants_any_more_is_given_up() {
+    let stage = stage(&[&["a"], &["b"]]);
+    stage.script.complete_errors.lock().unwrap().extend((0..1000).map(|_| Status::unavailable("away")));
+    sleep(Duration::from_secs(10)).await;
+    stage.script.complete_errors.lock().unwrap().clear();
+    stage.script.complete_errors.lock().unwrap().extend((0..5).map(|_| Status::unavailable("paused")));
+    stage.script.drops.lock().unwrap().push_back("a".into());
+    stage.script.wait_for(Seen::Completed("b".into(), 3)).await;
+    assert!(matches!(stage.handler.errors.lock().unwrap()[..], [LeaseError::Dropped]));
+    assert!(!stage.script.seen().contains(&Seen::Completed("a".into(), 3)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_the_coordinator_drops_is_left_without_a_report() {
     let stage = stage(&[&["waits"], &["b"]]);
     stage.script.drops.lock().unwrap().push_back("elsewhere".into());
@@ -298,7 +309,7 @@ async fn progress_goes_out_within_a_pulse_and_idle_heartbeats_every_five_seconds
         })
         .collect();
     assert_eq!(busy, (1..=10).collect::<Vec<_>>());
-    sleep(Duration::from_secs(60)).await;
+    sleep(Duration::from_mins(1)).await;
     let idle = stage.script.beats.lock().unwrap().len();
     assert!((11..=13).contains(&idle), "{idle}");
 }

@@ -105,7 +105,8 @@ async fn compute(handler: &Handler, shot: &Shot, mut ready: mpsc::Receiver<Score
         let result = if lease.token().is_cancelled() {
             Err(Error::Cancelled)
         } else {
-            let scored = handler.score_block(&(shot.run.clone(), shot.shot), spec, &block, &lease);
+            let number = (shot.run.clone(), shot.shot);
+            let scored = handler.score_block(&number, spec, &block, &lease);
             scored.instrument(span.clone()).await.map(TaskResult::Score)
         };
         report(&lease, result, start.elapsed()).instrument(span).await;

@@ -1,3 +1,5 @@
+#![allow(clippy::float_cmp, reason = "equal to the last bit is the claim")]
+
 use super::*;
 use proptest::prelude::*;
 use testkit::{devices, max_difference, random};

@@ -17,11 +17,17 @@ fn not_a_model(path: &Path, reason: impl Into<String>) -> ModelError {
 pub(super) fn config(path: &Path) -> Result<PathBuf, ModelError> {
     match path.metadata() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(not_a_model(path, "there is nothing at this path (models are read from local folders, never downloaded)"));
+            return Err(not_a_model(
+                path,
+                "there is nothing at this path (models are read from local folders, never downloaded)",
+            ));
         }
         Err(e) => return Err(ModelError::Io { action: "read", path: path.to_owned(), source: e }),
         Ok(found) if !found.is_dir() => {
-            return Err(not_a_model(path, "it is a file; name the folder that holds config.json and model.safetensors"));
+            return Err(not_a_model(
+                path,
+                "it is a file; name the folder that holds config.json and model.safetensors",
+            ));
         }
         Ok(_) => {}
     }

@@ -39,7 +39,12 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns a key read by `read`, or an error that says what was expected.
-    fn typed<T>(&self, key: &str, expected: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, ModelError> {
+    fn typed<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
         self.get(key)
             .map(|v| read(v).ok_or_else(|| self.invalid(&format!("'{key}' is {v}, expected {expected}"))))
             .transpose()

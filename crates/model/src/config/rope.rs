@@ -54,7 +54,7 @@ impl Rope {
             Some(n) => n.number("partial_rotary_factor")?.or(fields.number("partial_rotary_factor")?),
             None => fields.number("partial_rotary_factor")?,
         };
-        if let Some(part) = partial.filter(|part| *part != 1.0) {
+        if let Some(part) = partial.filter(|part| (part - 1.0).abs() > f64::EPSILON) {
             return Err(fields.unsupported(&format!("'partial_rotary_factor' {part} is not supported, only 1")));
         }
         let scaling = nested.map_or(Ok(RopeScaling::Default), |n| RopeScaling::read(&n))?;
@@ -73,7 +73,9 @@ impl RopeScaling {
         };
         let positive = |key: &str| match fields.number(key)? {
             Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            Some(value) => Err(fields.invalid(&format!("'{key}' of the rope scaling is {value}, expected a positive number"))),
+            Some(value) => {
+                Err(fields.invalid(&format!("'{key}' of the rope scaling is {value}, expected a positive number")))
+            }
             None => Err(fields.invalid(&format!("'{key}' of the rope scaling is missing"))),
         };
         match name {
@@ -82,7 +84,9 @@ impl RopeScaling {
             Some("llama3") => {
                 let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
                 if high <= low {
-                    return Err(fields.invalid(&format!("'high_freq_factor' {high} must be above 'low_freq_factor' {low}")));
+                    return Err(
+                        fields.invalid(&format!("'high_freq_factor' {high} must be above 'low_freq_factor' {low}"))
+                    );
                 }
                 Ok(Self::Llama3 {
                     factor: positive("factor")?,

@@ -42,16 +42,8 @@ impl Attention {
         }
         let (q_bhte, k_bhte) = (rotary.apply(&q_bhte)?, rotary.apply(&k_bhte)?);
         let (k_bhte, v_bhte) = (self.repeat(&k_bhte)?, self.repeat(&v_bhte)?);
-        let y_bhte = Tensor::f_scaled_dot_product_attention(
-            &q_bhte,
-            &k_bhte,
-            &v_bhte,
-            None::<&Tensor>,
-            0.0,
-            true,
-            None,
-            false,
-        )?;
+        let y_bhte =
+            Tensor::f_scaled_dot_product_attention(&q_bhte, &k_bhte, &v_bhte, None::<&Tensor>, 0.0, true, None, false)?;
         let (batch, tokens) = (x_btd.size()[0], x_btd.size()[1]);
         let y_btc = y_bhte.f_transpose(1, 2)?.f_reshape([batch, tokens, self.heads * self.head_dim])?;
         feed(&self.o, &y_btc)

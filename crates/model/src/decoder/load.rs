@@ -5,7 +5,7 @@
 
 use super::{Attention, Block, Decoder, HeadNorms, Mlp, Norm};
 use crate::family::Family;
-use crate::{BlockLayers, Linear, LayerOverlay, MlpLayers, ModelConfig, ModelError, ModelFolder, Overlay};
+use crate::{BlockLayers, LayerOverlay, Linear, MlpLayers, ModelConfig, ModelError, ModelFolder, Overlay};
 use tch::{Device, Kind, Tensor};
 use types::{LayerId, UnitKind};
 
@@ -20,8 +20,7 @@ impl Decoder {
         let (config, names) = (folder.config(), folder.names());
         let embedding = loader.tensor(&names.embedding())?;
         let head = if config.tied { embedding.shallow_clone() } else { loader.tensor(&names.head())? };
-        let positions =
-            if config.family == Family::Opt { Some(loader.tensor(&names.positions())?) } else { None };
+        let positions = if config.family == Family::Opt { Some(loader.tensor(&names.positions())?) } else { None };
         let blocks =
             (0..).zip(folder.layers()).map(|(index, layers)| loader.block(index, layers)).collect::<Result<_, _>>()?;
         let final_norm = loader.norm(&names.final_norm())?;
@@ -153,7 +152,8 @@ impl Loader<'_> {
             UnitKind::QueryHead => {
                 let query = kept(o, changed, config.heads)?;
                 let share = query.len() as i64 / config.kv_heads;
-                let unequal = (0..config.kv_heads).any(|j| query.iter().filter(|q| **q / group == j).count() as i64 != share);
+                let unequal =
+                    (0..config.kv_heads).any(|j| query.iter().filter(|q| **q / group == j).count() as i64 != share);
                 if unequal || share == 0 {
                     return Err(fault(o, &format!("query heads {query:?} are not the same number in every kv group")));
                 }

@@ -135,7 +135,11 @@ fn companions(folder: &Path) -> Result<Vec<String>, ModelError> {
 /// Returns the logits of one sample, [t, v].
 fn logits(decoder: &Decoder, ids: &[i64]) -> Result<Tensor, ModelError> {
     if ids.is_empty() {
-        return Err(ModelError::Shape { what: "tokens to check", expected: "[t], at least 1".to_owned(), found: vec![0] });
+        return Err(ModelError::Shape {
+            what: "tokens to check",
+            expected: "[t], at least 1".to_owned(),
+            found: vec![0],
+        });
     }
     let ids_bt = Tensor::f_from_slice(ids)?.f_unsqueeze(0)?;
     Ok(decoder.forward_logits(&ids_bt)?.f_squeeze_dim(0)?)

@@ -65,7 +65,8 @@ fn batch_backward(
     if below {
         ends.push(&x_btd);
     }
-    let mut gradients = Tensor::f_run_backward(&[&s], &ends, false, false).map_err(ModelError::torch(format!("backward pass of block {block}")))?;
+    let mut gradients = Tensor::f_run_backward(&[&s], &ends, false, false)
+        .map_err(ModelError::torch(format!("backward pass of block {block}")))?;
     let below_btd = if below { gradients.pop() } else { None };
     capture.gradients(gradients).map_err(|source| ModelError::Observer { block: block as u32, source })?;
     Ok(below_btd)
@@ -98,7 +99,9 @@ impl<'a> Capture<'a> {
         self.inputs.push(key.clone());
         let x_nc = as_rows(&x.f_detach()?)?;
         let x_nc = match layer.bias {
-            Some(_) => Tensor::f_cat(&[&x_nc, &x_nc.f_new_ones([x_nc.size()[0], 1], (x_nc.kind(), x_nc.device()))?], 1)?,
+            Some(_) => {
+                Tensor::f_cat(&[&x_nc, &x_nc.f_new_ones([x_nc.size()[0], 1], (x_nc.kind(), x_nc.device()))?], 1)?
+            }
             None => x_nc,
         };
         let start = Instant::now();

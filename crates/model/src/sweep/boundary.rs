@@ -43,7 +43,10 @@ impl Boundaries {
     /// Keeps what enters `block`, if it will be needed.
     pub(super) fn keep_input(&mut self, block: usize, batch: &Batch, x_btd: &Tensor) -> Result<(), ModelError> {
         match block.checked_sub(self.lowest) {
-            Some(at) => batch.part_of(&self.inputs_btd[at])?.f_copy_(x_btd).map_err(ModelError::torch("keeping a boundary state")),
+            Some(at) => batch
+                .part_of(&self.inputs_btd[at])?
+                .f_copy_(x_btd)
+                .map_err(ModelError::torch("keeping a boundary state")),
             None => Ok(()),
         }
     }

@@ -27,8 +27,17 @@ impl<'a> Head<'a> {
         let size = [options.head_chunk.max(1) as i64, decoder.config.vocab];
         let kind = decoder.kind();
         let wide = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-        let buffer = |kind| Tensor::f_empty(size, (kind, decoder.device())).map_err(ModelError::torch("buffers of the head"));
-        Ok(Self { decoder, fisher: options.fisher, seed: options.seed, gradient, logits_nv: buffer(kind)?, p_nv: buffer(wide)?, loss_sum: 0.0 })
+        let buffer =
+            |kind| Tensor::f_empty(size, (kind, decoder.device())).map_err(ModelError::torch("buffers of the head"));
+        Ok(Self {
+            decoder,
+            fisher: options.fisher,
+            seed: options.seed,
+            gradient,
+            logits_nv: buffer(kind)?,
+            p_nv: buffer(wide)?,
+            loss_sum: 0.0,
+        })
     }
 
     /// Returns the sum of the loss over what has passed, in nats.
@@ -46,7 +55,9 @@ impl<'a> Head<'a> {
         let u_n = match self.fisher {
             Fisher::Empirical => None,
             Fisher::Sampled => Some(
-                labels::uniform(self.seed, batch.first_sample, b as u64, targets).f_view([-1])?.f_to_device(x_btd.device())?,
+                labels::uniform(self.seed, batch.first_sample, b as u64, targets)
+                    .f_view([-1])?
+                    .f_to_device(x_btd.device())?,
             ),
         };
         let gradient_btd = x_btd.f_zeros_like()?;
@@ -63,7 +74,9 @@ impl<'a> Head<'a> {
         }
         if !loss_sum.is_finite() {
             let last = batch.first_sample + b as u64 - 1;
-            return Err(ModelError::NotFinite { what: format!("the loss of samples {} to {last}", batch.first_sample) });
+            return Err(ModelError::NotFinite {
+                what: format!("the loss of samples {} to {last}", batch.first_sample),
+            });
         }
         self.loss_sum += loss_sum;
         if self.gradient {
@@ -73,13 +86,19 @@ impl<'a> Head<'a> {
     }
 
     /// Returns the summed loss of a chunk of tokens and, if asked for, its gradient with respect to `x_nd`.
-    fn chunk(&mut self, x_nd: &Tensor, label_n: &Tensor, u_n: Option<&Tensor>) -> Result<(f64, Option<Tensor>), ModelError> {
+    fn chunk(
+        &mut self,
+        x_nd: &Tensor,
+        label_n: &Tensor,
+        u_n: Option<&Tensor>,
+    ) -> Result<(f64, Option<Tensor>), ModelError> {
         let n = x_nd.size()[0];
         let x_nd = x_nd.f_detach()?.f_set_requires_grad(self.gradient)?;
         let norm_nd = tch::with_grad(|| self.decoder.final_norm.forward(&x_nd))?;
         let head_vd = &self.decoder.head;
         let logits_nv = self.logits_nv.f_narrow(0, 0, n)?;
-        let _ = norm_nd.f_detach()?.f_mm_out(&logits_nv, &head_vd.f_transpose(0, 1)?).map_err(ModelError::torch("head"))?;
+        let _ =
+            norm_nd.f_detach()?.f_mm_out(&logits_nv, &head_vd.f_transpose(0, 1)?).map_err(ModelError::torch("head"))?;
         let mut p_nv = self.p_nv.f_narrow(0, 0, n)?;
         if logits_nv.kind() == p_nv.kind() {
             let _ = logits_nv.f_internal_log_softmax_out(&p_nv, 1, false)?;
@@ -97,7 +116,8 @@ impl<'a> Head<'a> {
             None => label_n1,
         };
         let _ = p_nv.f_scatter_add_(1, &label_n1, &Tensor::f_full([n, 1], -1.0, (p_nv.kind(), p_nv.device()))?)?;
-        let gradient_nd = p_nv.f_to_kind(head_vd.kind())?.f_matmul(head_vd).map_err(ModelError::torch("head, backward"))?;
+        let gradient_nd =
+            p_nv.f_to_kind(head_vd.kind())?.f_matmul(head_vd).map_err(ModelError::torch("head, backward"))?;
         let s = tch::with_grad(|| norm_nd.f_mul(&gradient_nd)?.f_sum(None))?;
         Ok((loss, Tensor::f_run_backward(&[s], &[x_nd], false, false)?.pop()))
     }

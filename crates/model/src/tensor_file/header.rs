@@ -54,9 +54,9 @@ impl Header {
             return Err(format!("announces a header of {length} bytes, so it is no safetensors file"));
         }
         let length = length as usize;
-        let json = rest.get(..length).ok_or_else(|| {
-            format!("announces a header of {length} bytes but only {} bytes follow", rest.len())
-        })?;
+        let json = rest
+            .get(..length)
+            .ok_or_else(|| format!("announces a header of {length} bytes but only {} bytes follow", rest.len()))?;
         let map: Map<String, Value> =
             serde_json::from_slice(json).map_err(|e| format!("has a header that is not valid JSON ({e})"))?;
         let mut header = Self::default();
@@ -79,7 +79,8 @@ impl Header {
         let mut at = begin;
         for (name, info) in &self.tensors {
             if info.range.start != at {
-                let fault = if info.range.start < at { "overlaps the tensor before it" } else { "leaves a gap before it" };
+                let fault =
+                    if info.range.start < at { "overlaps the tensor before it" } else { "leaves a gap before it" };
                 return Err(format!("tensor '{name}' {fault}"));
             }
             at = info.range.end;
@@ -94,7 +95,9 @@ fn tensor(name: &str, value: Value, begin: usize, end: usize) -> Result<TensorIn
         serde_json::from_value(value).map_err(|e| format!("describes tensor '{name}' wrongly ({e})"))?;
     let room = (end - begin) as u64;
     if from > to || to > room {
-        return Err(format!("tensor '{name}' is said to lie at bytes {from} to {to}, but the file has {room} bytes of data"));
+        return Err(format!(
+            "tensor '{name}' is said to lie at bytes {from} to {to}, but the file has {room} bytes of data"
+        ));
     }
     let bits = bits_of(&dtype).ok_or_else(|| format!("tensor '{name}' has the unknown number format '{dtype}'"))?;
     let size = shape.iter().try_fold(bits, |product, n| product.checked_mul(*n)).map(|bits| bits.div_ceil(8));
@@ -184,7 +187,9 @@ mod tests {
 
     #[test]
     fn lies_are_named() {
-        let one = |shape: &str, from: u64, to: u64| format!(r#"{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#);
+        let one = |shape: &str, from: u64, to: u64| {
+            format!(r#"{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
+        };
         let two = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;
         let cases = [
             (vec![1, 2, 3], "too few"),

@@ -73,7 +73,7 @@ fn compile(source: String) -> Result<Environment<'static>, String> {
     Ok(environment)
 }
 
-/// Returns the template in a tokenizer_config.json: one text, or the one called `default` of a list.
+/// Returns the template in a `tokenizer_config.json`: one text, or the one called `default` of a list.
 fn source_in(config: &Value) -> Option<String> {
     match &config[NAME] {
         Value::String(source) => Some(source.clone()),
@@ -113,9 +113,13 @@ fn raise_exception(message: String) -> Result<String, Error> {
 }
 
 /// Python's `json.dumps(ensure_ascii=False)`; the template engine's own filter would escape `<` and `'`.
+#[allow(clippy::needless_pass_by_value, reason = "the template engine hands the options over by value")]
 fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
     match indent {
+        _ if ascii == Some(true) => Err(Error::new(ErrorKind::InvalidOperation, "tojson knows no ensure_ascii=true")),
         Some(width) => written(value, PrettyFormatter::with_indent(" ".repeat(width.min(16)).as_bytes())),
         None => written(value, Spaced),
     }

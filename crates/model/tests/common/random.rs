@@ -30,7 +30,7 @@ impl Llama {
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "vocab_size": self.vocab,
             "num_hidden_layers": self.blocks, "max_position_embeddings": 1 << 20, "tie_word_embeddings": true,
         });
-        let config = ModelConfig::from_json(json, Path::new("random"))?;
+        let config = ModelConfig::from_json(&json, Path::new("random"))?;
         tch::manual_seed(0);
         let random = |rows: i64, columns: i64| {
             let scale = 1.0 / (columns as f64).sqrt();
@@ -40,7 +40,8 @@ impl Llama {
         let e = self.hidden / self.heads;
         let blocks = (0..self.blocks).map(|index| {
             let linear = |part: &str, rows, columns| {
-                let name = LayerId::new(&format!("model.layers.{index}.{part}")).unwrap_or_else(|e| unreachable!("{e}"));
+                let name =
+                    LayerId::new(&format!("model.layers.{index}.{part}")).unwrap_or_else(|e| unreachable!("{e}"));
                 Ok::<_, ModelError>(Linear { name, weight: random(rows, columns)?, bias: None })
             };
             Ok::<_, ModelError>(Block {

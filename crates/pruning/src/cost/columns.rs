@@ -28,7 +28,7 @@ pub(super) fn path(
             costs.push(cost);
             indices.push(i);
         }
-        let pivots = host(&Tensor::f_cat(&pivots, 0)?.f_view([-1])?)?;
+        let pivots = host(&Tensor::f_cat(&pivots, 0)?)?;
         let costs = host(&Tensor::f_cat(&costs, 0)?)?;
         let indices = Vec::<i64>::try_from(Tensor::f_cat(&indices, 0)?.f_to_device(Device::Cpu)?)?;
         for ((&i, cost), negative) in indices.iter().zip(costs).zip(pivots) {

@@ -162,7 +162,7 @@ impl Elimination {
 
     /// Brings everything up to date and drops what has gone.
     fn settle(&mut self, p: &Prepared, done: usize) -> Result<(), PruningError> {
-        let pivots = host(&Tensor::f_cat(&std::mem::take(&mut self.pivots), 0)?.f_view([-1])?)?;
+        let pivots = host(&Tensor::f_cat(&std::mem::take(&mut self.pivots), 0)?)?;
         if let Some(&bad) = pivots.iter().find(|negative| negative.is_nan() || **negative >= 0.0) {
             return Err(unstable(p, "a pivot", -bad, done));
         }

@@ -38,7 +38,7 @@ pub(super) struct Side {
 
 /// The pivot of a removal, still on the device.
 pub(super) struct Pivot {
-    /// −I_ii, `[1, 1]`.
+    /// −I_ii, `[1]`.
     pub(super) negative: Tensor,
 }
 
@@ -80,48 +80,53 @@ impl Side {
 
     /// Removes index `i` (`[1]`) from this side.
     pub(super) fn remove(&mut self, i: &Tensor) -> Result<Pivot, PruningError> {
-        let mut raw = self.inverse_nn.f_index_select(0, i)?;
-        let mut energy = self.energy_nn.f_index_select(0, i)?;
+        let mut raw = self.inverse_nn.f_index_select(0, i)?.f_view([-1])?;
+        let mut energy = self.energy_nn.f_index_select(0, i)?.f_view([-1])?;
         if let Some(coefficients) = self.coefficients(i)? {
-            let (t, n) = (self.filled, raw.size()[1]);
-            let first = coefficients.f_select(1, 0)?.f_view([1, t])?;
-            let _ = raw.f_addmm_(&first, &self.raw_kn.f_narrow(0, 0, t)?)?;
+            let (t, n) = (self.filled, raw.size()[0]);
+            let first = coefficients.f_select(1, 0)?.f_view([t])?;
+            let _ = raw.f_addmv_(&self.raw_kn.f_narrow(0, 0, t)?.f_tr()?, &first)?;
             // first_i second + second_i first, as one product.
-            let swapped = coefficients.f_flip([1])?.f_view([1, 2 * t])?;
-            let _ = energy.f_addmm_(&swapped, &self.terms_k2n.f_narrow(0, 0, t)?.f_view([2 * t, n])?)?;
+            let swapped = coefficients.f_flip([1])?.f_view([2 * t])?;
+            let terms = self.terms_k2n.f_narrow(0, 0, t)?.f_view([2 * t, n])?;
+            let _ = energy.f_addmv_(&terms.f_tr()?, &swapped)?;
         }
-        let negative = raw.f_index_select(1, i)?.f_neg()?;
-        let half = energy.f_index_select(1, i)?.f_mul_scalar(0.5)?;
-        let slot = self.terms_k2n.f_select(0, self.filled)?;
-        let (first, second) = (slot.f_narrow(0, 0, 1)?, slot.f_narrow(0, 1, 1)?);
+        let negative = raw.f_index_select(0, i)?.f_neg()?;
+        let half = energy.f_index_select(0, i)?.f_mul_scalar(0.5)?;
+        let (first, second) = self.slot()?;
         let _ = raw.f_div_out(&first, &negative)?;
         let _ = energy.f_addcmul_out(&second, &first, &half)?;
-        self.raw_kn.f_narrow(0, self.filled, 1)?.f_copy_(&raw)?;
-        let _ = self.inverse_diagonal_n.f_addcmul_(&raw.f_select(0, 0)?, &first.f_select(0, 0)?)?;
-        let _ = self.half_energy_n.f_addcmul_(&second.f_select(0, 0)?, &first.f_select(0, 0)?)?;
+        self.raw_kn.f_select(0, self.filled)?.f_copy_(&raw)?;
+        let _ = self.inverse_diagonal_n.f_addcmul_(&raw, &first)?;
+        let _ = self.half_energy_n.f_addcmul_(&second, &first)?;
         let _ = self.barred_n.f_index_fill_(0, i, 1)?;
         self.filled += 1;
         Ok(Pivot { negative })
     }
 
-    /// Takes in a removal on the other side: the row `y` (`[1, n]`) of W that went, and its pivot.
+    /// Takes in a removal on the other side: the row `y` (`[n]`) of W that went, and its pivot.
     pub(super) fn absorb(&mut self, y: &Tensor, pivot: &Pivot) -> Result<(), PruningError> {
-        let slot = self.terms_k2n.f_select(0, self.filled)?;
-        let (mut first, second) = (slot.f_narrow(0, 0, 1)?, slot.f_narrow(0, 1, 1)?);
+        let (mut first, second) = self.slot()?;
         first.f_copy_(y)?;
         let _ = y.f_div_out(&second, &pivot.negative.f_mul_scalar(2.0)?)?;
-        let _ = self.raw_kn.f_narrow(0, self.filled, 1)?.f_zero_()?;
-        let _ = self.half_energy_n.f_addcmul_(&second.f_select(0, 0)?, &first.f_select(0, 0)?)?;
+        let _ = self.raw_kn.f_select(0, self.filled)?.f_zero_()?;
+        let _ = self.half_energy_n.f_addcmul_(&second, &first)?;
         self.filled += 1;
         Ok(())
     }
 
-    /// Returns the current row `i` of W (`[1, other]`), where `w` has this side as its first dimension and is as of the last `settle`.
+    /// Returns where the next first and second term go, `[n]` each.
+    fn slot(&self) -> Result<(Tensor, Tensor), PruningError> {
+        let slot = self.terms_k2n.f_select(0, self.filled)?;
+        Ok((slot.f_select(0, 0)?, slot.f_select(0, 1)?))
+    }
+
+    /// Returns the current row `i` of W (`[other]`), where `w` has this side as its first dimension and is as of the last `settle`.
     pub(super) fn weights(&self, w: &Tensor, i: &Tensor, other: &Self) -> Result<Tensor, PruningError> {
-        let mut y = w.f_index_select(0, i)?;
+        let mut y = w.f_index_select(0, i)?.f_reshape([-1])?;
         if let Some(coefficients) = self.coefficients(i)? {
-            let first = coefficients.f_select(1, 0)?.f_view([1, self.filled])?;
-            let _ = y.f_addmm_(&first, &other.first_terms()?)?;
+            let first = coefficients.f_select(1, 0)?.f_view([self.filled])?;
+            let _ = y.f_addmv_(&other.first_terms()?.f_tr()?, &first)?;
         }
         Ok(y)
     }

@@ -42,11 +42,8 @@ pub(super) fn eliminate(
     }
     let (l1, l2) = (factor.l.f_narrow(0, 0, l)?.f_narrow(1, 0, l)?, below.f_narrow(1, 0, l)?);
     // The solve costs l² a row: for the fewer of Q and R.
-    let change_rl = if q < r {
-        w_rq.f_matmul(&solve_right(&l1, &l2)?)?
-    } else {
-        solve_right(&l1, &w_rq.f_matmul(&l2)?)?
-    };
+    let change_rl =
+        if q < r { w_rq.f_matmul(&solve_right(&l1, &l2)?)? } else { solve_right(&l1, &w_rq.f_matmul(&l2)?)? };
     Ok((w_rl.f_add(&change_rl)?, predicted))
 }
 

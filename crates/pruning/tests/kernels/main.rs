@@ -1,5 +1,7 @@
 //! The kernels of this crate as a caller sees them.
 
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests; exact zeros are the claim")]
+
 mod common;
 mod oracle;
 mod paths;

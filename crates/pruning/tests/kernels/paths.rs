@@ -135,9 +135,9 @@ fn a_row_column_path_is_the_greedy_elimination_by_cost_per_freed_weight() {
                 assert!(close(step.cost, cost), "{factors:?}: {} {cost}", step.cost);
                 assert_eq!(step.freed as i64, if kind == UnitKind::Row { live_c } else { live_r });
                 if kind == UnitKind::Row {
-                    rows.push(i)
+                    rows.push(i);
                 } else {
-                    columns.push(i)
+                    columns.push(i);
                 }
                 total += cost;
             }

@@ -5,6 +5,7 @@ use crate::Reason;
 use crate::status::{is_transient, reason_of};
 use proto::v1;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +84,7 @@ impl Lease {
     /// Hands in the result; when this returns it is durable.
     pub async fn complete(&self, result: v1::complete_task_request::Result, seconds: f64) -> Result<(), LeaseError> {
         self.open()?;
-        self.settled(self.shared.client.complete(self, result, seconds).await)
+        self.unless_dropped(self.shared.client.complete(self, result, seconds)).await
     }
 
     /// Says that the task failed, and how; the message has all causes, outermost first.
@@ -91,7 +92,7 @@ impl Lease {
         self.open()?;
         let mut message = message.into();
         message.truncate(message.floor_char_boundary(MAX_FAILURE));
-        self.settled(self.shared.client.fail(self, class, message).await)
+        self.unless_dropped(self.shared.client.fail(self, class, message)).await
     }
 
     /// Gives the task back undone. A task that has ended stays ended.
@@ -112,6 +113,19 @@ impl Lease {
     /// Refuses a report on a task that has ended.
     fn open(&self) -> Result<(), LeaseError> {
         if self.is_dropped() || !self.shared.leases.holds(self) { Err(LeaseError::Dropped) } else { Ok(()) }
+    }
+
+    /// Reports the task's end, again and again if need be, but not once the lease is lost; a stop is no reason to give up.
+    async fn unless_dropped(&self, report: impl Future<Output = Result<(), Status>>) -> Result<(), LeaseError> {
+        let mut report = pin!(report);
+        tokio::select! {
+            answer = &mut report => return self.settled(answer),
+            () = self.shared.token.cancelled() => {}
+        }
+        if self.is_dropped() {
+            return Err(LeaseError::Dropped);
+        }
+        self.settled(report.await)
     }
 
     /// Takes the coordinator's answer to the task's end.

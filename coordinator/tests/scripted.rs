@@ -1,0 +1,399 @@
+//! The coordinator against scripted workers: no tensors, the real contract, the real journal.
+
+use bytes::Bytes;
+use coordinator::Coordinator;
+use proto::v1;
+use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::coordinator_service_client::CoordinatorServiceClient;
+use proto::v1::task::Work;
+use proto::v1::worker_service_client::WorkerServiceClient;
+use service::store::Store;
+use service::transport::{Connector, MemoryNetwork};
+use service::{Peers, status};
+use std::collections::BTreeMap;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use types::{
+    AttentionUnit, Checkpoint, Curvature, DataDescription, Dtype, FactorDamping, Fisher, LayerId, LayerState,
+    ModelDescription, PathStep, RemovalPath, RunReport, RunSpec, Schedule, Scoring, Shape, Sizes, Structure, Target,
+    Unit, UnitKind, Update,
+};
+
+const BLOCKS: u32 = 3;
+const CHANNELS: u32 = 20;
+const GROUPS: u32 = 4;
+
+fn spec() -> RunSpec {
+    RunSpec {
+        model: "m".into(),
+        data: vec!["d".into()],
+        eval_data: vec!["e".into()],
+        text_column: "text".into(),
+        output: "o".into(),
+        target: Target::Size(0.6),
+        structure: Structure::Coupled,
+        attention_unit: AttentionUnit::KvGroup,
+        shape: Shape::PerLayer,
+        scoring: Scoring::Sequential,
+        update: Update::Correlated,
+        curvature: Curvature::Kfac,
+        fisher: Fisher::Empirical,
+        shots: 3,
+        schedule: Schedule::Linear,
+        samples: 8,
+        seq_len: 16,
+        eval_samples: 2,
+        damping_a: 0.01,
+        damping_g: 0.01,
+        max_damped_layers: 0,
+        multiple_of: 2,
+        seed: 0,
+        dtype: Dtype::F32,
+        boundary_dtype: Dtype::F32,
+        memory: 1 << 20,
+    }
+}
+
+fn layer(block: u32, name: &str) -> LayerId {
+    LayerId::new(&format!("model.layers.{block}.{name}")).unwrap()
+}
+
+fn sizes(prunable: u64) -> Sizes {
+    Sizes { prunable, parameters: prunable, bytes: 4 * prunable }
+}
+
+fn model() -> ModelDescription {
+    let group = |block, name: &str, kind, units, freed| types::UnitGroup {
+        layer: layer(block, name),
+        kind,
+        units,
+        together: 1,
+        min_keep: 1,
+        columns_per_unit: 1,
+        freed_per_unit: sizes(freed),
+    };
+    let described = |block, name: &str| types::LayerDescription {
+        layer: layer(block, name),
+        rows: 8,
+        columns: 20,
+        bias: false,
+        input: layer(block, name),
+        curvature: true,
+    };
+    let blocks = (0..BLOCKS).map(|block| types::BlockDescription {
+        block,
+        layers: vec![described(block, "o_proj"), described(block, "down_proj")],
+        groups: vec![
+            group(block, "o_proj", UnitKind::KvGroup, GROUPS, 100),
+            group(block, "down_proj", UnitKind::FfnChannel, CHANNELS, 30),
+        ],
+    });
+    let per_block = u64::from(GROUPS) * 100 + u64::from(CHANNELS) * 30;
+    ModelDescription {
+        family: "llama".into(),
+        digest: "aa".into(),
+        hidden: 8,
+        vocabulary: 10,
+        max_positions: 64,
+        dense: sizes(u64::from(BLOCKS) * per_block),
+        blocks: blocks.collect(),
+    }
+}
+
+fn data() -> DataDescription {
+    DataDescription {
+        digest: "d".into(),
+        tokenizer_digest: "t".into(),
+        documents: 1,
+        skipped: 0,
+        tokens: 1000,
+        samples: 8,
+        seq_len: 16,
+        overlap: 0,
+        bos: false,
+    }
+}
+
+/// Returns what a worker would compute: a function of the task alone, as for the real ones.
+async fn work(store: &Store, task: &v1::Task) -> TaskResult {
+    let checkpoint = async |key: &str| match key {
+        "" => Checkpoint::default(),
+        key => serde_json::from_slice(&store.get(key).await.unwrap()).unwrap(),
+    };
+    match task.work.clone().unwrap() {
+        Work::Prepare(_) => TaskResult::Prepare(v1::PrepareResult {
+            model: Some(model().into()),
+            data: Some(data().into()),
+            eval_data: Some(data().into()),
+        }),
+        Work::Calibrate(w) => TaskResult::Calibrate(v1::CalibrateResult {
+            loss_sum: 3.0 * w.samples as f64,
+            targets: w.samples,
+            tokens: w.samples * 16,
+            ..v1::CalibrateResult::default()
+        }),
+        Work::Score(w) => {
+            let before = checkpoint(&w.checkpoint).await;
+            let paths: Vec<RemovalPath> =
+                model().blocks[w.block as usize].groups.iter().map(|g| path(g, &before, w.block)).collect();
+            let key = format!("runs/{}/shots/{:04}/paths/{:04}", task.run, task.shot, w.block);
+            let json = serde_json::to_vec(&paths).unwrap();
+            let blake3 = blake3::hash(&json).to_hex().to_string();
+            let bytes = json.len() as u64;
+            store.put(&key, Bytes::from(json)).await.unwrap();
+            let paths = Some(v1::ObjectRef { key, blake3, bytes });
+            TaskResult::Score(v1::ScoreResult { paths, compute_seconds: 0.1 })
+        }
+        Work::Update(w) => {
+            let before = checkpoint(&w.checkpoint).await;
+            let paths: Vec<RemovalPath> = serde_json::from_slice(&store.get(&w.paths).await.unwrap()).unwrap();
+            let mut result = v1::UpdateResult::default();
+            for (path, cut) in paths.iter().zip(&w.cuts) {
+                assert_eq!(path.layer.as_str(), cut.layer);
+                let gone: Vec<u32> = path.steps[..cut.steps as usize].iter().map(|s| s.unit.index).collect();
+                let mut kept = left(&path.layer, &before);
+                kept.retain(|unit| !gone.contains(unit));
+                let kind = path.steps.first().map_or(UnitKind::FfnChannel, |s| s.unit.kind);
+                let state = LayerState { layer: path.layer.clone(), kind, kept, kept_rows: vec![], weights: None };
+                result.layers.push(state.into());
+                result.predicted.push(path.steps[..cut.steps as usize].iter().map(|s| s.cost).sum());
+            }
+            TaskResult::Update(result)
+        }
+        Work::Evaluate(_) => TaskResult::Evaluate(v1::EvaluateResult {
+            loss: 3.0 + f64::from(task.shot) / 8.0,
+            segments: 2,
+            segments_in_data: 5,
+            tokens: 32,
+            seconds: 0.5,
+            peak_memory_bytes: 1,
+        }),
+        Work::Materialise(w) => TaskResult::Materialise(v1::MaterialiseResult {
+            output: "o".into(),
+            blake3: blake3::hash(w.report_json.as_bytes()).to_hex().to_string(),
+            bytes: 1,
+            logit_difference: 0.0,
+        }),
+    }
+}
+
+fn left(layer: &LayerId, checkpoint: &Checkpoint) -> Vec<u32> {
+    let all = if layer.as_str().ends_with("o_proj") { GROUPS } else { CHANNELS };
+    checkpoint.layer(layer).map_or_else(|| (0..all).collect(), |s| s.kept.clone())
+}
+
+/// Returns a path with marginal costs that differ by block and are not monotone.
+fn path(group: &types::UnitGroup, before: &Checkpoint, block: u32) -> RemovalPath {
+    let units = left(&group.layer, before);
+    let steps = units.iter().take(units.len() - 1).map(|index| PathStep {
+        unit: Unit { kind: group.kind, index: *index },
+        cost: 1e-3 * f64::from((index * 7 + block * 3) % 11 + 1) * group.freed_per_unit.prunable as f64,
+        freed: group.freed_per_unit.prunable,
+    });
+    RemovalPath { layer: group.layer.clone(), steps: steps.collect(), damping: FactorDamping::default() }
+}
+
+struct Site {
+    store: Store,
+    channel: Channel,
+    stop: CancellationToken,
+}
+
+/// Starts a coordinator on `store`, with a scripted calibrator and a scripted surgeon unless `idle`.
+async fn site(store: Store, workers: bool) -> Site {
+    let stop = CancellationToken::new();
+    let network = MemoryNetwork::new();
+    let incoming = network.listen("coordinator").unwrap();
+    let coordinator = Coordinator::open(store.clone()).await.unwrap();
+    tokio::spawn(coordinator.serve(incoming, Peers::SameProcess, stop.clone()));
+    let channel = Connector::new(network).channel("memory://coordinator").unwrap();
+    if workers {
+        for role in [v1::WorkerRole::Calibrator, v1::WorkerRole::Surgeon] {
+            tokio::spawn(scripted(channel.clone(), store.clone(), role));
+        }
+    }
+    Site { store, channel, stop }
+}
+
+async fn scripted(channel: Channel, store: Store, role: v1::WorkerRole) {
+    let mut client = WorkerServiceClient::new(channel);
+    let worker = format!("{role:?}").to_lowercase();
+    let register = v1::RegisterWorkerRequest {
+        worker: worker.clone(),
+        role: role as i32,
+        version: proto::VERSION.into(),
+        libtorch: "2.11.0".into(),
+        ..v1::RegisterWorkerRequest::default()
+    };
+    client.register_worker(register).await.unwrap();
+    loop {
+        let lease = v1::LeaseTasksRequest { worker: worker.clone(), max_tasks: 100, wait_seconds: 10 };
+        let Ok(leased) = client.lease_tasks(lease).await else { return };
+        for task in leased.into_inner().tasks {
+            let result = work(&store, &task).await;
+            let complete = v1::CompleteTaskRequest {
+                request_id: format!("{}-{}", task.task_id, task.generation),
+                worker: worker.clone(),
+                task_id: task.task_id,
+                generation: task.generation,
+                seconds: 1.0,
+                result: Some(result),
+            };
+            if client.complete_task(complete).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Site {
+    fn client(&self) -> CoordinatorServiceClient<Channel> {
+        CoordinatorServiceClient::new(self.channel.clone())
+    }
+
+    async fn create(&self, spec: RunSpec) -> v1::Run {
+        let request = v1::CreateRunRequest { spec: Some(spec.into()), ..v1::CreateRunRequest::default() };
+        self.client().create_run(request).await.unwrap().into_inner().run.unwrap()
+    }
+
+    /// Follows a run to its end; returns how it ended and the journal's records.
+    async fn watch(&self, name: &str) -> (v1::Run, Vec<String>) {
+        let request = v1::WatchRunRequest { name: name.into(), from_sequence: 1 };
+        let mut stream = self.client().watch_run(request).await.unwrap().into_inner();
+        let mut records = Vec::new();
+        while let Some(message) = stream.message().await.unwrap() {
+            match message.event.unwrap().event.unwrap() {
+                v1::run_event::Event::RecordJson(json) => records.push(json),
+                v1::run_event::Event::Ended(run) => return (run, records),
+                v1::run_event::Event::Progress(_) | v1::run_event::Event::Heartbeat(_) => {}
+            }
+        }
+        panic!("the stream ended without the run");
+    }
+
+    async fn report(&self, name: &str) -> RunReport {
+        let request = v1::GetRunReportRequest { name: name.into() };
+        let report = self.client().get_run_report(request).await.unwrap().into_inner();
+        serde_json::from_str(&report.report_json).unwrap()
+    }
+}
+
+/// Returns everything in a store.
+async fn contents(store: &Store) -> BTreeMap<String, Bytes> {
+    let mut all = BTreeMap::new();
+    for key in store.list("runs").await.unwrap() {
+        let bytes = store.get(&key).await.unwrap();
+        all.insert(key, bytes);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_goes_through_all_stages_and_meets_its_size() {
+    let site = site(Store::memory(), true).await;
+    let created = site.create(spec()).await;
+    let (ended, records) = site.watch(&created.name).await;
+    assert_eq!(ended.state(), v1::RunState::Succeeded, "{}", ended.reason);
+    assert_eq!(ended.shots_done, 3);
+    let report = site.report(&created.name).await;
+    let limit = Target::Size(0.6).limit(&report.before);
+    assert!(report.after.prunable <= limit, "{:?} against {limit}", report.after);
+    assert!(limit - report.after.prunable < 100, "within one unit of the target: {:?}", report.after);
+    assert_eq!(report.shots.len(), 3);
+    assert!(report.shots.windows(2).all(|s| s[1].sizes.prunable < s[0].sizes.prunable));
+    let widths = report.kept.iter().filter(|k| k.kind == UnitKind::FfnChannel).map(|k| k.kept.len());
+    assert!(widths.clone().all(|w| w % 2 == 0), "FFN widths are multiples of 2: {:?}", widths.collect::<Vec<_>>());
+    assert!(records.last().unwrap().contains("succeeded"));
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_continued_from_any_prefix_of_its_journal_ends_in_the_same_place() {
+    let whole = site(Store::memory(), true).await;
+    let name = whole.create(spec()).await.name;
+    whole.watch(&name).await;
+    let report = whole.report(&name).await;
+    let all = contents(&whole.store).await;
+    whole.stop.cancel();
+    let journal: Vec<&String> = all.keys().filter(|k| k.contains("/journal/")).collect();
+    assert!(journal.len() > 25);
+    for keep in 0..journal.len() {
+        let store = Store::memory();
+        for (key, bytes) in &all {
+            if !journal[keep..].contains(&key) {
+                store.put(key, bytes.clone()).await.unwrap();
+            }
+        }
+        let again = site(store, true).await;
+        let created = again.create(spec()).await;
+        assert_eq!(created.name, name);
+        let (ended, _) = again.watch(&name).await;
+        assert_eq!(ended.state(), v1::RunState::Succeeded, "after {keep} records: {}", ended.reason);
+        assert_eq!(again.report(&name).await, report, "after {keep} records");
+        again.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_below_what_can_remain_fails_before_any_sweep() {
+    let site = site(Store::memory(), true).await;
+    let created = site.create(RunSpec { target: Target::Size(0.05), ..spec() }).await;
+    let (ended, records) = site.watch(&created.name).await;
+    assert_eq!(ended.state(), v1::RunState::Failed);
+    assert_eq!(ended.reason_code, "TARGET_UNREACHABLE");
+    assert!(ended.reason.contains("at least 0.160"), "{}", ended.reason);
+    assert!(!records.iter().any(|r| r.contains("shard-calibrated")));
+    let next = site.create(RunSpec { target: Target::Size(0.05), ..spec() }).await;
+    assert_ne!(next.name, created.name, "an ended run stays as it is; the same spec starts a new one");
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_run_continues_and_a_cancelled_one_does_not() {
+    let quiet = site(Store::memory(), false).await; // no workers: the run waits in its first stage
+    let created = quiet.create(spec()).await;
+    let pause = v1::PauseRunRequest { name: created.name.clone(), ..v1::PauseRunRequest::default() };
+    let paused = quiet.client().pause_run(pause).await.unwrap().into_inner().run.unwrap();
+    assert_eq!(paused.state(), v1::RunState::Paused);
+    assert_eq!(quiet.create(spec()).await.state(), v1::RunState::Running);
+    let cancel = v1::CancelRunRequest { name: created.name.clone(), ..v1::CancelRunRequest::default() };
+    let cancelled = quiet.client().cancel_run(cancel).await.unwrap().into_inner().run.unwrap();
+    assert_eq!(cancelled.state(), v1::RunState::Cancelled);
+    let reopened = site(quiet.store.clone(), false).await;
+    let get = v1::GetRunRequest { name: created.name };
+    let found = reopened.client().get_run(get).await.unwrap().into_inner().run.unwrap();
+    assert_eq!(found.state(), v1::RunState::Cancelled, "an end is durable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_answers_once_and_refuses_another_body() {
+    let site = site(Store::memory(), false).await;
+    let ask = async |spec: RunSpec| {
+        let request = v1::CreateRunRequest { request_id: "one".into(), spec: Some(spec.into()), validate_only: false };
+        site.client().create_run(request).await
+    };
+    let first = ask(spec()).await.unwrap().into_inner().run.unwrap();
+    assert_eq!(ask(spec()).await.unwrap().into_inner().run.unwrap().name, first.name);
+    let refused = ask(RunSpec { shots: 4, ..spec() }).await.unwrap_err();
+    assert_eq!(status::reason_of(&refused), Some(status::Reason::RequestIdReused));
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_another_libtorch_is_refused() {
+    let site = site(Store::memory(), false).await;
+    let register = async |worker: &str, libtorch: &str| {
+        let request = v1::RegisterWorkerRequest {
+            worker: worker.into(),
+            role: v1::WorkerRole::Surgeon as i32,
+            version: proto::VERSION.into(),
+            libtorch: libtorch.into(),
+            ..v1::RegisterWorkerRequest::default()
+        };
+        WorkerServiceClient::new(site.channel.clone()).register_worker(request).await
+    };
+    register("a", "2.11.0").await.unwrap();
+    let refused = register("b", "2.12.0").await.unwrap_err();
+    assert_eq!(status::reason_of(&refused), Some(status::Reason::VersionMismatch));
+    site.stop.cancel();
+}

@@ -1,0 +1,206 @@
+//! `prune`: checks what can be checked here, starts the services, creates the run and follows it to its end.
+
+mod check;
+mod follow;
+mod request;
+
+pub(crate) use check::missing_data;
+pub(crate) use request::usual_seq_len;
+
+use crate::args::PruneArgs;
+use crate::error::{CliError, report_error};
+use crate::local::{Client, Deployment, Local};
+use crate::output::{print, print_json, print_line, tell};
+use crate::progress::Display;
+use crate::summary::Summary;
+use follow::{Follower, Finished};
+use model::ModelFolder;
+use proto::v1;
+use service::retry::{CALL_TIMEOUT, within};
+use service::telemetry::{self, LogFormat};
+use service::{RequestIds, Retry, Shutdown, Store};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use types::RunSpec;
+
+/// How long workers may take to lay down their work.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Threads that carry messages; computing has its own.
+const MESSAGE_THREADS: usize = 4;
+/// Runs looked at on one page.
+const PAGE: i32 = 1000;
+
+/// Prunes a model.
+pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
+    let display = Display::choose(args.quiet);
+    let log = display.clone();
+    let level = if args.quiet { "error" } else { "warn" };
+    telemetry::init_with_writer(LogFormat::Plain, level, move || log.writer())
+        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
+
+    let folder = ModelFolder::open(&args.model)?;
+    let spec = request::spec(args, folder.config())?;
+    let output = PathBuf::from(&spec.output);
+    let state = std::path::absolute(args.state()).map_err(|source| CliError::Setup { what: "find --state", source })?;
+    if output.exists() && !state.exists() {
+        return Err(CliError::OutputExists(output));
+    }
+    check::inputs(&spec, &folder)?;
+    drop(folder);
+    check::output_parent(&output)?;
+    check::writable("--state", &state, &state)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(MESSAGE_THREADS)
+        .thread_name("messages")
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Setup { what: "start the message threads", source })?;
+    let (done, drained) = runtime.block_on(prune(args, spec, &state, display));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let done = done.and_then(|summary| show(args, &summary));
+    if drained { done } else { leave(done) }
+}
+
+/// Prints what came of the run.
+fn show(args: &PruneArgs, summary: &Summary) -> Result<(), CliError> {
+    match (args.json, args.quiet) {
+        (true, quiet) => {
+            if !quiet {
+                tell(&format!("\n{}", summary.render()));
+            }
+            print_json(summary)
+        }
+        (false, true) => print_line(&summary.output),
+        (false, false) => print(&format!("\n{}", summary.render())),
+    }
+}
+
+/// Ends the program at once: a computation that could not be stopped must not meet libtorch being torn down.
+fn leave(done: Result<(), CliError>) -> ! {
+    let exit = report_error(done);
+    signal_hook::low_level::exit(i32::from(exit.code()))
+}
+
+/// Runs the services around the run. Says beside the result whether all of them laid down their work.
+async fn prune(
+    args: &PruneArgs,
+    spec: RunSpec,
+    state: &Path,
+    display: Display,
+) -> (Result<Summary, CliError>, bool) {
+    let start = async || {
+        let signals = Shutdown::on_signals().map_err(|source| CliError::Setup { what: "listen for signals", source })?;
+        let store = Store::open_local(state).map_err(CliError::Store)?;
+        let local = Local::start(store.clone()).await?;
+        Ok((signals, store, local))
+    };
+    let (signals, store, mut local) = match start().await {
+        Ok(started) => started,
+        Err(error) => return (Err(error), true),
+    };
+    tokio::spawn(leave_at_second_signal(signals.clone()));
+    let deployment = Deployment { store, device: args.machine.device, threads: args.machine.threads };
+    let session = Session { args, spec, state, display, deployment, signals };
+    let followed = session.drive(&mut local).await;
+    (followed, local.stop(DRAIN).await)
+}
+
+/// One call of the program.
+struct Session<'a> {
+    args: &'a PruneArgs,
+    spec: RunSpec,
+    state: &'a Path,
+    display: Display,
+    deployment: Deployment,
+    signals: Shutdown,
+}
+
+impl Session<'_> {
+    /// Creates the run and follows it.
+    async fn drive(self, local: &mut Local) -> Result<Summary, CliError> {
+        let Self { args, spec, state, display, deployment, signals } = self;
+    let client = local.client()?;
+    let before = find_run(&client, &spec).await?;
+    greet(&spec, before.as_ref(), state, &display)?;
+    if before.as_ref().is_none_or(|run| run.state() != v1::RunState::Succeeded) {
+        local.start_workers(&deployment)?;
+    }
+    let run = create_run(&client, &spec).await?;
+    let mut follower = Follower::new(client.clone(), &run, &spec, display, args.json);
+    let Finished { history, timeline } = follower.to_the_end(local, &signals).await?;
+    let report = follow::report(&client, &run.name).await?;
+    let id = follow::run_id(&run.name);
+    Summary::new(id, &history, timeline, report.warnings, state)
+        .ok_or_else(|| CliError::Unreadable(format!("the journal of {} has no end", run.name)))
+    }
+}
+
+/// Returns the run that the same command began before, if there is one that can go on or is done.
+async fn find_run(client: &Client, spec: &RunSpec) -> Result<Option<v1::Run>, CliError> {
+    let wanted = v1::RunSpec::from(spec.clone());
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListRunsRequest { page_size: PAGE, page_token };
+        let page = Retry::default().call(|| {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.list_runs(within(CALL_TIMEOUT, request)).await }
+        });
+        let page = page.await.map_err(CliError::call("cannot list earlier runs"))?;
+        let usable = |run: &v1::Run| !matches!(run.state(), v1::RunState::Failed | v1::RunState::Cancelled);
+        if let Some(run) = page.runs.into_iter().find(|r| r.spec.as_ref() == Some(&wanted) && usable(r)) {
+            return Ok(Some(run));
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(None);
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+/// Says what the command goes on from, or that it cannot.
+fn greet(spec: &RunSpec, before: Option<&v1::Run>, state: &Path, display: &Display) -> Result<(), CliError> {
+    let output = PathBuf::from(&spec.output);
+    let Some(run) = before else {
+        if output.exists() {
+            return Err(CliError::OutputExists(output));
+        }
+        display.line(&format!("state: {}", state.display()));
+        return Ok(());
+    };
+    let id = follow::run_id(&run.name);
+    if run.state() == v1::RunState::Succeeded {
+        if !output.exists() {
+            return Err(CliError::OutputGone { run: id.to_owned(), state: state.to_owned(), output });
+        }
+        display.line(&format!("run {id} was finished before; its output is {}", output.display()));
+        return Ok(());
+    }
+    // After the last shot the folder may have got its name in the moment before the program was stopped.
+    if output.exists() && run.shots_done < spec.shots {
+        return Err(CliError::OutputExists(output));
+    }
+    let at = (run.shots_done + 1).min(spec.shots);
+    display.line(&format!("resuming run {id} at shot {at} of {}", spec.shots));
+    Ok(())
+}
+
+async fn create_run(client: &Client, spec: &RunSpec) -> Result<v1::Run, CliError> {
+    let request_id = RequestIds::new("cli").next();
+    let request = v1::CreateRunRequest { request_id, spec: Some(spec.clone().into()), validate_only: false };
+    let created = Retry::default().call(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.create_run(within(CALL_TIMEOUT, request)).await }
+    });
+    let created = created.await.map_err(CliError::call("cannot create the run"))?;
+    created.run.ok_or_else(|| CliError::Unreadable("a created run without the run".into()))
+}
+
+/// Ends the program when somebody insists.
+async fn leave_at_second_signal(first: Shutdown) {
+    first.token().cancelled().await;
+    if let (Some(_), Ok(signal)) = (first.signal(), service::shutdown::next_signal().await) {
+        let what = "the same command resumes from the last committed step".into();
+        leave(Err(CliError::Interrupted { signal, what }));
+    }
+}

@@ -1,0 +1,168 @@
+//! Follows a run's journal and progress to the run's end, and pauses the run when a signal asks for it.
+
+use super::DRAIN;
+use crate::error::CliError;
+use crate::local::{Client, Local};
+use crate::output::print_line;
+use crate::progress::{Display, Progress};
+use crate::summary::Timeline;
+use coordinator::event::{Event, History};
+use proto::v1;
+use service::retry::{CALL_TIMEOUT, within};
+use service::{RequestIds, Retry, Shutdown};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tonic::Streaming;
+use types::{RunReport, RunSpec};
+
+/// A run that reached its end well.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// Its journal, folded.
+    pub(super) history: History,
+    /// Where its time went.
+    pub(super) timeline: Timeline,
+}
+
+/// Follows one run.
+#[derive(Debug)]
+pub(super) struct Follower {
+    client: Client,
+    name: String,
+    progress: Progress,
+    json: bool,
+    /// Records before this are from an earlier start.
+    started_ms: u64,
+    next: u64,
+    history: History,
+    timeline: Timeline,
+}
+
+impl Follower {
+    /// Returns a follower of a run that was just created or found.
+    pub(super) fn new(client: Client, run: &v1::Run, spec: &RunSpec, display: Display, json: bool) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self {
+            client,
+            name: run.name.clone(),
+            progress: Progress::new(display, spec.shots, !spec.eval_data.is_empty()),
+            json,
+            // The run was created a moment ago; a second more shows its first records, too.
+            started_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_sub(1000),
+            next: 1,
+            history: History::default(),
+            timeline: Timeline::default(),
+        }
+    }
+
+    /// Follows until the run ends. A signal pauses it; a service that is gone ends the program.
+    pub(super) async fn to_the_end(&mut self, local: &mut Local, signals: &Shutdown) -> Result<Finished, CliError> {
+        let ended = tokio::select! {
+            biased;
+            () = signals.token().cancelled() => Err(None),
+            gone = local.gone() => Err(Some(gone)),
+            ended = self.follow() => Ok(ended),
+        };
+        self.progress.finish();
+        match ended {
+            Ok(ended) => self.conclude(&ended?),
+            Err(Some(gone)) => Err(gone),
+            Err(None) => Err(self.pause(signals).await),
+        }
+    }
+
+    /// Takes events until the run ends; opens the stream again where it breaks.
+    async fn follow(&mut self) -> Result<v1::Run, CliError> {
+        loop {
+            let mut events = self.watch().await?;
+            while let Ok(Some(response)) = events.message().await {
+                if let Some(ended) = self.take(response)? {
+                    return Ok(ended);
+                }
+            }
+        }
+    }
+
+    async fn watch(&self) -> Result<Streaming<v1::WatchRunResponse>, CliError> {
+        let request = v1::WatchRunRequest { name: self.name.clone(), from_sequence: self.next };
+        let stream = Retry::default().call(|| {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move { client.watch_run(request).await }
+        });
+        stream.await.map_err(CliError::call("cannot follow the run"))
+    }
+
+    /// Takes one event. Returns the run if it is the last.
+    fn take(&mut self, response: v1::WatchRunResponse) -> Result<Option<v1::Run>, CliError> {
+        use v1::run_event::Event as E;
+        let Some(v1::RunEvent { sequence, time, event: Some(event) }) = response.event else { return Ok(None) };
+        match event {
+            E::RecordJson(json) => {
+                let time_ms = time.map_or(0, |t| (t.seconds * 1000 + i64::from(t.nanos) / 1_000_000).max(0) as u64);
+                self.record(&json, time_ms)?;
+                self.next = sequence + 1;
+            }
+            E::Progress(progress) => self.progress.stage(progress),
+            E::Heartbeat(_) => {}
+            E::Ended(run) => return Ok(Some(run)),
+        }
+        Ok(None)
+    }
+
+    fn record(&mut self, json: &str, time_ms: u64) -> Result<(), CliError> {
+        if self.json {
+            print_line(json)?;
+        }
+        let event: Event = serde_json::from_str(json).map_err(|e| CliError::Unreadable(format!("a record: {e}")))?;
+        self.timeline.record(&event, time_ms);
+        self.progress.record(&event, time_ms < self.started_ms);
+        self.history.apply(event);
+        Ok(())
+    }
+
+    fn conclude(&mut self, ended: &v1::Run) -> Result<Finished, CliError> {
+        let (run, code, reason) = (run_id(&ended.name).to_owned(), ended.reason_code.clone(), ended.reason.clone());
+        match ended.state() {
+            v1::RunState::Succeeded => {
+                Ok(Finished { history: std::mem::take(&mut self.history), timeline: self.timeline })
+            }
+            v1::RunState::Failed => Err(CliError::Failed { run, code, reason }),
+            v1::RunState::Paused => Err(CliError::Paused { run, code, reason }),
+            v1::RunState::Cancelled => Err(CliError::Cancelled { run }),
+            v1::RunState::Running | v1::RunState::Unspecified => {
+                Err(CliError::Unreadable(format!("run {run} ended, but is still running")))
+            }
+        }
+    }
+
+    /// Pauses the run after a signal.
+    async fn pause(&self, signals: &Shutdown) -> CliError {
+        let request_id = RequestIds::new("cli").next();
+        let request = v1::PauseRunRequest { request_id, name: self.name.clone() };
+        let mut client = self.client.clone();
+        // If this does not come through, the journal holds what is committed all the same.
+        let _ = tokio::time::timeout(DRAIN, client.pause_run(request)).await;
+        let done = self.history.shots_done();
+        let what = format!(
+            "run {} is paused after shot {done}; the same command resumes it from the last committed step",
+            run_id(&self.name)
+        );
+        let signal = signals.signal().unwrap_or(service::shutdown::Signal::Terminate);
+        CliError::Interrupted { signal, what }
+    }
+}
+
+/// Returns the report of a finished run.
+pub(super) async fn report(client: &Client, name: &str) -> Result<RunReport, CliError> {
+    let request = v1::GetRunReportRequest { name: name.to_owned() };
+    let report = Retry::default().call(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.get_run_report(within(CALL_TIMEOUT, request)).await }
+    });
+    let report = report.await.map_err(CliError::call("cannot get the report"))?;
+    serde_json::from_str(&report.report_json).map_err(|e| CliError::Unreadable(format!("the report: {e}")))
+}
+
+/// Returns a run's id out of its name.
+pub(super) fn run_id(name: &str) -> &str {
+    name.strip_prefix("runs/").unwrap_or(name)
+}

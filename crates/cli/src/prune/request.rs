@@ -1,0 +1,63 @@
+//! From flags to a run specification. Paths become absolute, so that the same command means the same run from anywhere.
+
+use crate::args::PruneArgs;
+use crate::error::CliError;
+use model::ModelConfig;
+use std::path::Path;
+use types::RunSpec;
+
+/// Tokens of a sample where the model allows them.
+const USUAL_SEQ_LEN: u64 = 2048;
+
+/// Returns the specification that the flags ask for, or all that is wrong with it.
+pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, CliError> {
+    let target = args.target.target().ok_or_else(|| {
+        CliError::Usage("no target: give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB".into())
+    })?;
+    let absolute_all = |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
+    let spec = RunSpec {
+        model: absolute("MODEL", &args.model)?,
+        data: absolute_all("--data", &args.data)?,
+        eval_data: absolute_all("--eval-data", &args.eval_data)?,
+        text_column: args.text_column.clone(),
+        output: absolute("--out", &args.out)?,
+        target,
+        structure: args.structure,
+        attention_unit: args.heads,
+        shape: args.shape(),
+        scoring: args.scoring,
+        update: args.update,
+        curvature: args.curvature,
+        fisher: args.fisher,
+        shots: args.shots,
+        schedule: args.schedule,
+        samples: args.samples,
+        seq_len: args.seq_len.unwrap_or_else(|| usual_seq_len(config)),
+        eval_samples: args.eval_samples,
+        damping_a: args.damping.a,
+        damping_g: args.damping.g,
+        max_damped_layers: args.max_damped_layers.unwrap_or(u32::MAX),
+        multiple_of: args.multiple_of,
+        seed: args.seed,
+        dtype: args.dtype,
+        boundary_dtype: args.boundary_dtype.unwrap_or(args.dtype),
+        memory: args.memory,
+    };
+    spec.validated().map_err(CliError::Spec)
+}
+
+/// Returns 2048, or what the model takes if that is less.
+pub(crate) fn usual_seq_len(config: &ModelConfig) -> u64 {
+    let positions = u64::try_from(config.max_positions).unwrap_or(USUAL_SEQ_LEN);
+    let window = config.sliding_window.and_then(|w| u64::try_from(w).ok()).unwrap_or(USUAL_SEQ_LEN);
+    USUAL_SEQ_LEN.min(positions).min(window)
+}
+
+fn absolute(flag: &'static str, path: &Path) -> Result<String, CliError> {
+    let given = path.display();
+    let absolute = std::path::absolute(path).map_err(|e| CliError::Usage(format!("{flag} '{given}': {e}")))?;
+    let clean = absolute.components().collect::<std::path::PathBuf>(); // without a trailing slash
+    clean.into_os_string().into_string().map_err(|_| {
+        CliError::Usage(format!("{flag} '{given}': the path is not valid UTF-8, which the run's record needs; rename it"))
+    })
+}

@@ -1,0 +1,275 @@
+//! Gathering over the in-memory transport, from calibrators and a coordinator that follow a script.
+
+use super::*;
+use crate::keys;
+use bytes::Bytes;
+use futures::stream;
+use proto::v1;
+use proto::v1::calibrator_service_server::{CalibratorService, CalibratorServiceServer};
+use proto::v1::stream_factors_response::Part;
+use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
+use service::{MemoryNetwork, Peers, Reason, Server};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+type Parts = Vec<Result<Part, Status>>;
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A calibrator that answers each stream with the next script, and notes what it was asked.
+#[derive(Clone, Default)]
+struct Calibrator {
+    scripts: Arc<Mutex<VecDeque<Parts>>>,
+    asked: Arc<Mutex<Vec<v1::StreamFactorsRequest>>>,
+    released: Arc<Mutex<Vec<(u32, u64)>>>,
+}
+
+#[tonic::async_trait]
+impl CalibratorService for Calibrator {
+    type StreamFactorsStream = BoxStream<v1::StreamFactorsResponse>;
+
+    async fn stream_factors(
+        &self,
+        request: Request<v1::StreamFactorsRequest>,
+    ) -> Result<Response<Self::StreamFactorsStream>, Status> {
+        self.asked.lock().unwrap().push(request.into_inner());
+        let script = self.scripts.lock().unwrap().pop_front();
+        let parts = script.ok_or_else(|| Reason::PeerUnavailable.status("the script is over"))?;
+        let answers = parts.into_iter().map(|part| part.map(|p| v1::StreamFactorsResponse { part: Some(p) }));
+        Ok(Response::new(Box::pin(stream::iter(answers.collect::<Vec<_>>()))))
+    }
+
+    async fn release_factors(
+        &self,
+        request: Request<v1::ReleaseFactorsRequest>,
+    ) -> Result<Response<v1::ReleaseFactorsResponse>, Status> {
+        let request = request.into_inner();
+        self.released.lock().unwrap().push((request.block, request.generation));
+        Ok(Response::new(v1::ReleaseFactorsResponse {}))
+    }
+
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+}
+
+/// A coordinator that knows only the plan.
+#[derive(Clone)]
+struct Coordinator(watch::Sender<v1::GetPlanResponse>);
+
+#[tonic::async_trait]
+impl WorkerService for Coordinator {
+    type HeartbeatStream = BoxStream<v1::HeartbeatResponse>;
+
+    async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
+        let known = request.into_inner().known_version;
+        let mut plan = self.0.subscribe();
+        let newer = plan.wait_for(|plan| plan.version > known).await.map_err(|_| Status::unavailable("gone"))?;
+        Ok(Response::new(newer.clone()))
+    }
+
+    async fn register_worker(
+        &self,
+        _: Request<v1::RegisterWorkerRequest>,
+    ) -> Result<Response<v1::RegisterWorkerResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn lease_tasks(&self, _: Request<v1::LeaseTasksRequest>) -> Result<Response<v1::LeaseTasksResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn heartbeat(
+        &self,
+        _: Request<Streaming<v1::HeartbeatRequest>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn complete_task(
+        &self,
+        _: Request<v1::CompleteTaskRequest>,
+    ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn fail_task(&self, _: Request<v1::FailTaskRequest>) -> Result<Response<v1::FailTaskResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn release_task(
+        &self,
+        _: Request<v1::ReleaseTaskRequest>,
+    ) -> Result<Response<v1::ReleaseTaskResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+}
+
+/// Everything of one test.
+struct World {
+    network: MemoryNetwork,
+    plan: watch::Sender<v1::GetPlanResponse>,
+    store: Store,
+    gatherer: Gatherer,
+}
+
+impl World {
+    fn new(sources: Vec<v1::ShardSource>) -> Self {
+        let network = MemoryNetwork::new();
+        let plan = watch::Sender::new(v1::GetPlanResponse { version: 1, shards: sources });
+        let server = Server::new(Peers::SameProcess).add_service(WorkerServiceServer::new(Coordinator(plan.clone())));
+        let incoming = network.listen("coordinator").unwrap();
+        tokio::spawn(server.serve(incoming, tokio_util::sync::CancellationToken::new(), Duration::ZERO));
+        let connector = Connector::new(network.clone());
+        let coordinator = WorkerServiceClient::new(connector.channel("memory://coordinator").unwrap());
+        let store = Store::memory();
+        let gatherer = Gatherer {
+            store: store.clone(),
+            connector,
+            coordinator,
+            // Less than one block: blocks come one at a time, but they come.
+            budget: Budget::new(1024),
+            ids: RequestIds::new("surgeon"),
+        };
+        Self { network, plan, store, gatherer }
+    }
+
+    fn calibrator(&self, name: &str, scripts: Vec<Parts>) -> Calibrator {
+        let calibrator = Calibrator { scripts: Arc::new(Mutex::new(scripts.into())), ..Calibrator::default() };
+        let server = Server::new(Peers::SameProcess).add_service(CalibratorServiceServer::new(calibrator.clone()));
+        let incoming = self.network.listen(name).unwrap();
+        tokio::spawn(server.serve(incoming, tokio_util::sync::CancellationToken::new(), Duration::ZERO));
+        calibrator
+    }
+
+    /// Gathers to the end; returns the failure, if that is the end.
+    async fn gather(&self, shards: u32, blocks: &[u32]) -> Result<(), PullFailure> {
+        let shot = Shot { run: run(), shot: 1, shards };
+        let mut gathering = self.gatherer.start(&shot, &blocks.iter().copied().collect());
+        let end = async {
+            loop {
+                match gathering.next().await {
+                    Event::Progress { .. } => {}
+                    Event::Failed(failure) => return Err(failure),
+                    Event::Done => return Ok(()),
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), end).await.expect("it ends")
+    }
+
+    async fn stored(&self, shard: u32, block: u32) -> Option<Bytes> {
+        self.store.get(&keys::factors(&run(), 1, shard, block)).await.ok()
+    }
+}
+
+fn run() -> RunId {
+    RunId::new("r").unwrap()
+}
+
+fn running(shard: u32, name: &str, generation: u64) -> v1::ShardSource {
+    let endpoint = format!("memory://{name}");
+    v1::ShardSource { shard, state: v1::ShardState::Running.into(), endpoint, generation }
+}
+
+fn file(shard: u32, block: u32) -> Bytes {
+    (0..3000_u32).map(|n| (n * 7 + shard * 3 + block) as u8).collect()
+}
+
+fn header(shard: u32, block: u32) -> Result<Part, Status> {
+    let bytes = file(shard, block);
+    let blake3 = blake3::hash(&bytes).to_hex().to_string();
+    Ok(Part::Header(v1::FactorHeader { block, bytes: bytes.len() as u64, blake3 }))
+}
+
+fn chunk(shard: u32, block: u32, range: std::ops::Range<usize>) -> Result<Part, Status> {
+    let payload = file(shard, block).slice(range.clone());
+    let crc32c = crc32c::crc32c(&payload);
+    Ok(Part::Chunk(v1::FactorChunk { block, offset: range.start as u64, crc32c, payload }))
+}
+
+fn whole(shard: u32, block: u32) -> Parts {
+    vec![header(shard, block), chunk(shard, block, 0..1000), chunk(shard, block, 1000..3000)]
+}
+
+#[tokio::test]
+async fn every_block_of_every_shard_is_stored_and_released() {
+    let world = World::new(vec![running(0, "a", 4), running(1, "b", 9)]);
+    let both = |shard| vec![[whole(shard, 6), whole(shard, 5)].concat()];
+    let (a, b) = (world.calibrator("a", both(0)), world.calibrator("b", both(1)));
+    world.gather(2, &[5, 6]).await.unwrap();
+    for shard in [0, 1] {
+        for block in [5, 6] {
+            assert_eq!(world.stored(shard, block).await.unwrap(), file(shard, block));
+        }
+    }
+    assert_eq!(*a.released.lock().unwrap(), [(6, 4)], "the last release may still be under way");
+    assert_eq!(b.asked.lock().unwrap()[0].blocks, [5, 6]);
+    assert_eq!(b.asked.lock().unwrap()[0].generation, 9);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_is_asked_for_again_from_where_the_good_ones_end() {
+    let world = World::new(vec![running(0, "a", 1)]);
+    let mut damaged = whole(0, 6);
+    damaged[2] = chunk(0, 6, 1000..3000).map(|part| match part {
+        Part::Chunk(chunk) => Part::Chunk(v1::FactorChunk { crc32c: chunk.crc32c ^ 1, ..chunk }),
+        header @ Part::Header(_) => header,
+    });
+    let calibrator = world.calibrator("a", vec![damaged, vec![header(0, 6), chunk(0, 6, 1000..3000)]]);
+    world.gather(1, &[6]).await.unwrap();
+    assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
+    let asked = calibrator.asked.lock().unwrap();
+    assert_eq!((asked[0].resume_block, asked[1].resume_block, asked[1].resume_offset), (None, Some(6), 1000));
+}
+
+#[tokio::test]
+async fn a_file_with_a_wrong_digest_is_never_stored() {
+    let world = World::new(vec![running(0, "a", 1)]);
+    // The checksums are right, the header is of another file.
+    let mixed = vec![header(0, 6), chunk(0, 5, 0..1000), chunk(0, 5, 1000..3000)].into_iter().map(|part| {
+        part.map(|part| match part {
+            Part::Chunk(chunk) => Part::Chunk(v1::FactorChunk { block: 6, ..chunk }),
+            header @ Part::Header(_) => header,
+        })
+    });
+    let calibrator = world.calibrator("a", vec![mixed.collect(), whole(0, 6)]);
+    world.gather(1, &[6]).await.unwrap();
+    assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
+    assert_eq!(calibrator.asked.lock().unwrap()[1].resume_block, None, "nothing of it is kept");
+}
+
+#[tokio::test]
+async fn what_is_stored_is_not_asked_for_and_what_should_be_stored_is_missed() {
+    let world = World::new(vec![running(0, "a", 1)]);
+    world.store.put(&keys::factors(&run(), 1, 0, 5), file(0, 5)).await.unwrap();
+    let calibrator = world.calibrator("a", vec![whole(0, 6)]);
+    world.gather(1, &[5, 6]).await.unwrap();
+    assert_eq!(calibrator.asked.lock().unwrap()[0].blocks, [6]);
+
+    let state = v1::ShardState::Stored.into();
+    let gone = World::new(vec![v1::ShardSource { shard: 0, state, ..Default::default() }]);
+    let failure = gone.gather(1, &[7]).await.unwrap_err();
+    assert_eq!(failure.block, 7);
+    assert!(matches!(failure.error, Error::FactorsGone { shard: 0, .. }), "{}", failure.error);
+}
+
+#[tokio::test]
+async fn when_a_calibrator_dies_the_next_one_goes_on_inside_the_block() {
+    let world = World::new(vec![running(0, "a", 1)]);
+    let broken = vec![header(0, 6), chunk(0, 6, 0..1000), Err(Reason::ShuttingDown.status("killed"))];
+    let _dies = world.calibrator("a", vec![broken]);
+    let next = world.calibrator("b", vec![vec![header(0, 6), chunk(0, 6, 1000..3000)]]);
+    let moved = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.plan.send_replace(v1::GetPlanResponse { version: 2, shards: vec![running(0, "b", 2)] });
+    };
+    let (gathered, ()) = tokio::join!(world.gather(1, &[6]), moved);
+    gathered.unwrap();
+    assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
+    let asked = next.asked.lock().unwrap();
+    assert_eq!((asked[0].generation, asked[0].resume_offset), (2, 1000));
+}
