@@ -143,7 +143,7 @@ fn a_sliding_window_is_accepted_only_where_it_hides_nothing() {
     assert_eq!(window("mistral", &[]).sliding_window, None);
     let on = ("use_sliding_window", json!(true));
     let width = ("sliding_window", json!(8));
-    assert_eq!(window("qwen2", &[width.clone()]).sliding_window, None);
+    assert_eq!(window("qwen2", std::slice::from_ref(&width)).sliding_window, None);
     let types = |kind: &str| ("layer_types", json!(["full_attention", kind]));
     assert_eq!(window("qwen2", &[width.clone(), on.clone(), types("sliding_attention")]).sliding_window, Some(8));
     assert_eq!(window("qwen2", &[width, on, types("full_attention")]).sliding_window, None);

@@ -9,6 +9,9 @@ use model::{Decoder, LayerOverlay, ModelFolder, Overlay};
 use tch::{Device, Kind, Tensor};
 use types::{LayerId, UnitKind};
 
+/// Layer, kind, kept units, weight, and a word of the error.
+type Case<'a> = (&'a str, UnitKind, &'a [u32], Option<Tensor>, &'a str);
+
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 fn overlay(id: &LayerId, kind: UnitKind, kept: &[u32], weight: Option<Tensor>) -> Overlay {
@@ -81,7 +84,7 @@ fn an_overlay_of_another_model_is_refused() {
     let o = "model.layers.0.self_attn.o_proj";
     let down = "model.layers.0.mlp.down_proj";
     let zeros = |r, c| Some(Tensor::zeros([r, c], DOUBLE));
-    let cases: [(&str, UnitKind, &[u32], Option<Tensor>, &str); 10] = [
+    let cases: [Case; 10] = [
         (o, UnitKind::KvGroup, &[], None, "rising list"),
         (o, UnitKind::KvGroup, &[2], None, "rising list"),
         (o, UnitKind::KvGroup, &[1, 0], None, "rising list"),
