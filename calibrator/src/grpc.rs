@@ -47,7 +47,11 @@ struct Sending {
 }
 
 impl Sending {
-    fn new(request: v1::StreamFactorsRequest, shelf: Arc<Shelf>, stop: CancellationToken) -> Result<Self, InvalidMessage> {
+    fn new(
+        request: v1::StreamFactorsRequest,
+        shelf: Arc<Shelf>,
+        stop: CancellationToken,
+    ) -> Result<Self, InvalidMessage> {
         STREAM.at_most("blocks", request.blocks.len(), proto::convert::MAX_BLOCKS, "blocks")?;
         let key = SweepKey {
             run: STREAM.run("run", &request.run)?,
@@ -99,12 +103,8 @@ impl Sending {
         let (factors, offset) = self.current.as_mut()?;
         let end = factors.bytes.len().min(*offset + proto::CHUNK_BYTES);
         let payload = factors.bytes.slice(*offset..end);
-        let chunk = v1::FactorChunk {
-            block: factors.block,
-            offset: *offset as u64,
-            crc32c: crc32c::crc32c(&payload),
-            payload,
-        };
+        let chunk =
+            v1::FactorChunk { block: factors.block, offset: *offset as u64, crc32c: crc32c::crc32c(&payload), payload };
         *offset = end;
         if end == factors.bytes.len() {
             self.current = None;
@@ -121,7 +121,8 @@ impl CalibratorService for Grpc {
         &self,
         request: Request<v1::StreamFactorsRequest>,
     ) -> Result<Response<Self::StreamFactorsStream>, Status> {
-        let sending = Sending::new(request.into_inner(), Arc::clone(&self.shelf), self.stop.clone()).map_err(Error::from)?;
+        let sending =
+            Sending::new(request.into_inner(), Arc::clone(&self.shelf), self.stop.clone()).map_err(Error::from)?;
         let parts = stream::try_unfold(sending, |mut sending| async move {
             let part = sending.next().await?;
             Ok::<_, Error>(part.map(|part| (v1::StreamFactorsResponse { part: Some(part) }, sending)))

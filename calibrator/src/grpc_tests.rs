@@ -41,7 +41,9 @@ async fn block(stream: &mut tonic::Streaming<v1::StreamFactorsResponse>) -> Opti
     let Some(Part::Header(header)) = stream.message().await.unwrap()?.part else { panic!("a chunk came first") };
     let (mut first, mut bytes) = (None, Vec::new());
     while first.unwrap_or_default() + (bytes.len() as u64) < header.bytes {
-        let Some(Part::Chunk(chunk)) = stream.message().await.unwrap().unwrap().part else { panic!("a header came early") };
+        let Some(Part::Chunk(chunk)) = stream.message().await.unwrap().unwrap().part else {
+            panic!("a header came early")
+        };
         assert_eq!(chunk.block, header.block);
         assert_eq!(chunk.offset, *first.get_or_insert(chunk.offset) + bytes.len() as u64);
         assert_eq!(chunk.crc32c, crc32c::crc32c(&chunk.payload));

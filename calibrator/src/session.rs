@@ -3,7 +3,9 @@
 //! Before another decoder is loaded the old one is dropped, so that there is never memory for two.
 
 use crate::error::Error;
-use model::tokens::{DataOptions, Documents, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments};
+use model::tokens::{
+    DataOptions, Documents, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
+};
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay};
 use service::checkpoint::LayerBytes;
 use std::path::Path;
@@ -141,9 +143,8 @@ fn documents(paths: &[String], spec: &RunSpec, tokenizer: &Tokenizer) -> Result<
 
 /// Returns the changed layers as tensors; each file's bytes are dropped once read.
 fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
-    let read = |(state, bytes): LayerBytes| {
-        Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?))
-    };
+    let read =
+        |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
     Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
 }
 

@@ -63,7 +63,11 @@ pub(crate) fn sweep(
     }
     let range = task.first_sample..task.first_sample.saturating_add(task.samples);
     let samples = data.samples.ids.get(range);
-    let samples = samples.ok_or(Error::NoSuchSamples { first: task.first_sample, samples: task.samples, found: data.samples.ids.len() })?;
+    let samples = samples.ok_or(Error::NoSuchSamples {
+        first: task.first_sample,
+        samples: task.samples,
+        found: data.samples.ids.len(),
+    })?;
     let options = options(spec, task, decoder);
     let tokens = samples.iter().map(|s| s.len() as u64).sum();
     let cancelled = control.cancelled;
@@ -78,9 +82,12 @@ pub(crate) fn sweep(
         put: BTreeSet::new(),
         cancelled,
     };
-    let result = model::sweep::run(decoder, samples, &options, &mut collector, &mut |done, total| control.step(done, total))?;
+    let result =
+        model::sweep::run(decoder, samples, &options, &mut collector, &mut |done, total| control.step(done, total))?;
     // Blocks whose factors nobody uses: the surgeon still learns that they were swept, and over how many tokens.
-    for block in task.blocks.iter().filter(|b| !collector.put.contains(b)).copied().collect::<BTreeSet<_>>().into_iter().rev() {
+    for block in
+        task.blocks.iter().filter(|b| !collector.put.contains(b)).copied().collect::<BTreeSet<_>>().into_iter().rev()
+    {
         if !collector.put.contains(&block) {
             collector.hand_over(block, &BlockFactors::new())?;
         }
@@ -151,7 +158,9 @@ impl Observer for Collector<'_> {
 
     fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
         match self.curvature {
-            Curvature::Kfac => Ok(self.factors.accumulate(Side::Gradient, layer.as_str(), dy_nr).map_err(Error::from)?),
+            Curvature::Kfac => {
+                Ok(self.factors.accumulate(Side::Gradient, layer.as_str(), dy_nr).map_err(Error::from)?)
+            }
             Curvature::Activations | Curvature::Identity => Ok(()),
         }
     }

@@ -23,3 +23,4 @@ mod worker_grpc;
 pub use error::RunError;
 pub use run::Run;
 pub use runs::{Coordinator, OpenError};
+pub use stages::shard_plan;

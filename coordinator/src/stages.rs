@@ -9,6 +9,7 @@ mod score;
 
 pub(crate) use allocate::allocate;
 pub(crate) use calibrate::calibrate;
+pub use calibrate::shard_plan;
 pub(crate) use commit::commit;
 pub(crate) use finish::{evaluate, materialise};
 pub(crate) use prepare::{open, prepare};

@@ -5,10 +5,10 @@
 
 use crate::error::Error;
 use bytes::Bytes;
-use service::checkpoint::LayerBytes;
 use curvature::{BlockFactors, Side};
 use model::{LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
 use pruning::{LayerProblem, Units, Updated};
+use service::checkpoint::LayerBytes;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use types::{
@@ -85,7 +85,9 @@ impl Bench {
     pub(crate) fn describe(&mut self, spec: &RunSpec, block: u32) -> Result<BlockDescription, Error> {
         let description = &self.open(spec)?.description;
         let found = description.blocks.iter().find(|b| b.block == block);
-        found.cloned().ok_or_else(|| Error::Bug(format!("block {block} is not one of the model's {}", description.blocks.len())))
+        found
+            .cloned()
+            .ok_or_else(|| Error::Bug(format!("block {block} is not one of the model's {}", description.blocks.len())))
     }
 
     /// Forgets the factors of the block before.
@@ -210,9 +212,10 @@ impl Bench {
     ) -> Result<LayerProblem, Error> {
         let factors = self.factors.take().ok_or_else(|| Error::Bug("no factors lie on the bench".into()))?;
         let (a_cc, g_rr) = match spec.curvature {
-            Curvature::Kfac => {
-                (Some(factors.finish(Side::Input, layer.input.as_str())?), Some(factors.finish(Side::Gradient, layer.layer.as_str())?))
-            }
+            Curvature::Kfac => (
+                Some(factors.finish(Side::Input, layer.input.as_str())?),
+                Some(factors.finish(Side::Gradient, layer.layer.as_str())?),
+            ),
             Curvature::Activations => (Some(factors.finish(Side::Input, layer.input.as_str())?), None),
             Curvature::Identity => (None, None),
         };
@@ -249,9 +252,8 @@ impl Bench {
 
 /// Returns the changed layers as tensors; each file's bytes are dropped once read.
 pub(crate) fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
-    let read = |(state, bytes): LayerBytes| {
-        Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?))
-    };
+    let read =
+        |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
     Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
 }
 
@@ -291,7 +293,8 @@ fn removed(layer: &LayerId, paths: &[RemovalPath], cuts: &[LayerCut]) -> Result<
     }
     let path = paths.iter().find(|p| p.layer == *layer);
     let prefix = path.and_then(|p| p.steps.get(..steps));
-    let prefix = prefix.ok_or_else(|| Error::Bug(format!("the cut takes {steps} steps of layer {layer}, its path is shorter")))?;
+    let prefix = prefix
+        .ok_or_else(|| Error::Bug(format!("the cut takes {steps} steps of layer {layer}, its path is shorter")))?;
     Ok(prefix.iter().map(|step| step.unit).collect())
 }
 

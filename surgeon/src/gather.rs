@@ -6,6 +6,8 @@ use crate::pull::{Budget, PullFailure, Puller, ShardKey, Stored};
 use proto::v1::worker_service_client::WorkerServiceClient;
 use service::{Connector, RequestIds, Store};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
@@ -45,6 +47,7 @@ pub(crate) struct Gathering {
     /// Pulls, and the plan's follower: that one ends only when it fails.
     tasks: JoinSet<Result<(), PullFailure>>,
     missing: BTreeMap<u32, BTreeSet<u32>>,
+    received: Arc<AtomicU64>,
 }
 
 /// What happened in a gathering.
@@ -68,6 +71,7 @@ impl Gatherer {
     pub(crate) fn start(&self, shot: &Shot, blocks: &BTreeSet<u32>) -> Gathering {
         let (plan_sender, plan) = watch::channel(Plan::default());
         let (sender, stored) = mpsc::channel(64);
+        let received = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         let span = tracing::Span::current();
         for shard in 0..shot.shards {
@@ -78,6 +82,7 @@ impl Gatherer {
                 plan: plan.clone(),
                 stored: sender.clone(),
                 budget: self.budget.clone(),
+                received: Arc::clone(&received),
                 ids: self.ids.clone(),
             };
             tasks.spawn(puller.pull(blocks.clone()).instrument(span.clone()));
@@ -90,11 +95,16 @@ impl Gatherer {
         };
         tasks.spawn(follow.instrument(span));
         let missing = blocks.iter().map(|b| (*b, (0..shot.shards).collect())).collect();
-        Gathering { stored, tasks, missing }
+        Gathering { stored, tasks, missing, received }
     }
 }
 
 impl Gathering {
+    /// Returns how many bytes came so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Returns the next thing that happens.
     ///
     /// Cancel-safe.

@@ -77,7 +77,8 @@ mod tests {
         board.note(&run, 1, 5, (1, 2));
         board.note(&run, 2, 5, (0, 2));
         let grpc = Grpc { board: board.clone(), worker: WorkerId::new("w").unwrap(), device: "cpu".into() };
-        let list = || async { grpc.list_blocks(Request::new(v1::ListBlocksRequest {})).await.unwrap().into_inner().blocks };
+        let list =
+            || async { grpc.list_blocks(Request::new(v1::ListBlocksRequest {})).await.unwrap().into_inner().blocks };
         let listed = list().await;
         assert_eq!((listed.len(), listed[0].shards_stored, listed[0].shards), (2, 1, 2));
         board.forget(&run, 1);

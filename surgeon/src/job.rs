@@ -76,7 +76,9 @@ impl TryFrom<v1::Task> for Job {
     fn try_from(task: v1::Task) -> Result<Self, InvalidMessage> {
         use v1::task::Work as Wire;
         let work = match TASK.required("work", task.work)? {
-            Wire::Score(v1::ScoreTask { block, checkpoint, shards }) => Work::Score(Block::new(block, checkpoint, shards)?),
+            Wire::Score(v1::ScoreTask { block, checkpoint, shards }) => {
+                Work::Score(Block::new(block, checkpoint, shards)?)
+            }
             Wire::Update(v1::UpdateTask { block, checkpoint, shards, paths, cuts }) => Work::Update {
                 block: Block::new(block, checkpoint, shards)?,
                 paths: UPDATE.text("paths", paths, proto::convert::MAX_TEXT)?,
@@ -121,7 +123,7 @@ mod tests {
     fn tasks_that_are_not_ours_or_say_nothing_are_refused() {
         let task = |work| v1::Task { work, run: "r".into(), ..Default::default() };
         assert!(Job::try_from(task(None)).is_err());
-        assert!(Job::try_from(task(Some(v1::task::Work::Prepare(v1::PrepareTask {})))).is_err());
+        assert!(Job::try_from(task(Some(v1::task::Work::Prepare(v1::PrepareTask { resumes: true })))).is_err());
         let no_shards = v1::ScoreTask { block: 1, ..Default::default() };
         assert!(Job::try_from(task(Some(v1::task::Work::Score(no_shards)))).is_err());
     }

@@ -14,6 +14,7 @@ use proto::v1::stream_factors_response::Part;
 use service::{Connector, RequestIds, Store};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::Streaming;
@@ -22,6 +23,8 @@ use types::{Generation, RunId};
 
 /// How long a call may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long a release may take: it is a courtesy.
+const RELEASE: Duration = Duration::from_secs(2);
 /// How long a stream may be silent before the plan is asked again: a sweep may well take longer for its first block.
 const IDLE: Duration = Duration::from_secs(60);
 /// Attempts without a new block before the task is failed.
@@ -105,6 +108,8 @@ pub(crate) struct Puller {
     pub(crate) stored: mpsc::Sender<Stored>,
     /// Shared by all shards.
     pub(crate) budget: Budget,
+    /// Counts the bytes that came.
+    pub(crate) received: Arc<AtomicU64>,
     /// Names of our mutations.
     pub(crate) ids: RequestIds,
 }
@@ -141,7 +146,12 @@ impl Puller {
                 Err(error) if error.is_transient() && failures < MAX_FAILURES => {
                     failures += 1;
                     let shard = self.key.shard;
-                    tracing::warn!(shard, failures, error = service::status::chain(&error), "factors will be asked for again");
+                    tracing::warn!(
+                        shard,
+                        failures,
+                        error = service::status::chain(&error),
+                        "factors will be asked for again"
+                    );
                     self.pause(failures).await;
                 }
                 Err(error) => {
@@ -161,11 +171,15 @@ impl Puller {
     ) -> Result<(), Error> {
         match source {
             Source::Waiting => self.plan.changed().await.map_err(|_| Error::Cancelled),
-            Source::Stored => Err(Error::FactorsGone { shard: self.key.shard, blocks: missing.iter().copied().collect() }),
+            Source::Stored => {
+                Err(Error::FactorsGone { shard: self.key.shard, blocks: missing.iter().copied().collect() })
+            }
             Source::Running { endpoint, generation } => {
                 let before = missing.len();
                 match self.stream(endpoint, *generation, missing, receiving).await? {
-                    Ended::Complete if missing.len() == before => Err(Error::NothingCame { endpoint: endpoint.clone() }),
+                    Ended::Complete if missing.len() == before => {
+                        Err(Error::NothingCame { endpoint: endpoint.clone() })
+                    }
                     Ended::Complete | Ended::Silent => Ok(()),
                 }
             }
@@ -198,6 +212,7 @@ impl Puller {
     ) -> Result<Ended, Error> {
         let mut client = CalibratorServiceClient::new(self.connector.bulk_channel(endpoint)?)
             .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+        let mut control = CalibratorServiceClient::new(self.connector.channel(endpoint)?);
         let mut stream = self.open(&mut client, generation, missing, receiving.as_ref()).await?;
         loop {
             // A call's deadline ends with the response head; the body needs its own.
@@ -214,9 +229,13 @@ impl Puller {
                         let problem = "a chunk came before a header".to_owned();
                         return Err(StreamFault::Contract { block: chunk.block, problem }.into());
                     };
-                    if open.partial.append(&chunk)? {
-                        self.keep(receiving.take(), missing).await?;
-                        self.release(&mut client, generation, chunk.block).await;
+                    let whole = open.partial.append(&chunk)?;
+                    self.received.fetch_add(chunk.payload.len() as u64, Ordering::Relaxed);
+                    if whole {
+                        self.keep(receiving.take()).await?;
+                        // Before it is announced: whoever hears that all is stored may end this.
+                        self.release(&mut control, generation, chunk.block).await;
+                        self.announce(chunk.block, missing).await?;
                     }
                 }
             }
@@ -267,18 +286,17 @@ impl Puller {
     }
 
     /// Checks a whole block and puts it into the store.
-    async fn keep(&self, whole: Option<Receiving>, missing: &mut BTreeSet<u32>) -> Result<(), Error> {
+    async fn keep(&self, whole: Option<Receiving>) -> Result<(), Error> {
         let Some(Receiving { partial, _share }) = whole else { return Ok(()) };
         let block = partial.block();
         let bytes = partial.finish()?;
         let key = keys::factors(&self.key.run, self.key.shot, self.key.shard, block);
         tracing::debug!(shard = self.key.shard, block, bytes = bytes.len(), "factors stored");
-        self.store.put(&key, bytes).await?;
-        self.announce(block, missing).await
+        Ok(self.store.put(&key, bytes).await?)
     }
 
     /// Tells the calibrator that a block is stored. It also looks into the store itself, so a lost word does no harm.
-    async fn release(&self, client: &mut CalibratorServiceClient<Channel>, generation: Generation, block: u32) {
+    async fn release(&self, control: &mut CalibratorServiceClient<Channel>, generation: Generation, block: u32) {
         let request = v1::ReleaseFactorsRequest {
             request_id: self.ids.next(),
             run: self.key.run.to_string(),
@@ -287,7 +305,7 @@ impl Puller {
             generation: generation.0,
             block,
         };
-        if let Ok(Err(status)) = tokio::time::timeout(ANSWER, client.release_factors(request)).await {
+        if let Ok(Err(status)) = tokio::time::timeout(RELEASE, control.release_factors(request)).await {
             tracing::debug!(shard = self.key.shard, block, error = status.message(), "factors were not released");
         }
     }

@@ -102,7 +102,12 @@ impl Partial {
         }
         let found = crc32c::crc32c(&chunk.payload);
         if found != chunk.crc32c {
-            return Err(StreamFault::Checksum { block: self.block, offset: chunk.offset, expected: chunk.crc32c, found });
+            return Err(StreamFault::Checksum {
+                block: self.block,
+                offset: chunk.offset,
+                expected: chunk.crc32c,
+                found,
+            });
         }
         // Grown by what arrives, not by what the header promises: a lying header costs no memory.
         self.received.extend_from_slice(&chunk.payload);
@@ -149,7 +154,10 @@ mod tests {
         assert_eq!(partial.append(&chunk(0, &FILE[..7])), Ok(false));
         assert!(matches!(partial.append(&chunk(0, &FILE[..7])), Err(StreamFault::Contract { .. })));
         assert!(matches!(partial.append(&chunk(8, &FILE[8..])), Err(StreamFault::Contract { .. })));
-        assert!(matches!(partial.append(&FactorChunk { block: 4, ..chunk(7, &FILE[7..]) }), Err(StreamFault::Contract { .. })));
+        assert!(matches!(
+            partial.append(&FactorChunk { block: 4, ..chunk(7, &FILE[7..]) }),
+            Err(StreamFault::Contract { .. })
+        ));
         assert_eq!(partial.append(&chunk(7, &FILE[7..])), Ok(true));
         assert_eq!(partial.finish().unwrap(), FILE);
     }

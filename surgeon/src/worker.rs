@@ -110,8 +110,7 @@ impl Handler {
                 // The written tensors are compared on the CPU, wherever the rest was computed.
                 let overlay = overlay(changed, tch::Device::Cpu)?;
                 let folder = bench.folder(&spec)?;
-                let options =
-                    WriteOptions { multiple_of: spec.multiple_of, shard_bytes: WriteOptions::SHARD_BYTES };
+                let options = WriteOptions { multiple_of: spec.multiple_of, shard_bytes: WriteOptions::SHARD_BYTES };
                 let ids = check_ids(folder.config().vocab, folder.config().max_positions);
                 Ok(huggingface::write(folder, &overlay, options, &report_json, Path::new(&spec.output), &ids)?)
             })

@@ -9,20 +9,23 @@ use planning::assignment::{self, ShardPlan, Sweep};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
-use types::LayerDescription;
+use types::{LayerDescription, ModelDescription, RunSpec};
 
 /// Tokens a micro-batch holds at most: beyond it a larger one is no faster on a CPU and its graph leaves the caches.
 const MAX_BATCH_TOKENS: u64 = 2048;
 
 /// Returns how the run's calibration data is cut into shards: part of what fixes the order of all sums.
 pub(super) fn shards(run: &Run) -> Result<Vec<ShardPlan>, RunError> {
-    let model = prepared(run)?.model;
-    let spec = run.spec();
+    Ok(shard_plan(run.spec(), &prepared(run)?.model))
+}
+
+/// Returns how the calibration data of a run of `spec` on `model` is cut into shards.
+pub fn shard_plan(spec: &RunSpec, model: &ModelDescription) -> Vec<ShardPlan> {
     let blocks = model.blocks.len() as u64;
     let widest = |of: fn(&LayerDescription) -> u64| {
         model.blocks.iter().flat_map(|b| &b.layers).map(of).max().unwrap_or(model.hidden)
     };
-    Ok(assignment::shards(&Sweep {
+    assignment::shards(&Sweep {
         samples: spec.samples,
         seq_len: spec.seq_len,
         blocks,
@@ -33,7 +36,7 @@ pub(super) fn shards(run: &Run) -> Result<Vec<ShardPlan>, RunError> {
         boundary_bytes: spec.boundary_dtype.bytes(),
         memory: spec.memory,
         max_batch_tokens: MAX_BATCH_TOKENS,
-    }))
+    })
 }
 
 /// Sweeps the shards whose factors are not all stored yet. Scored blocks are swept over, not summed again.

@@ -73,26 +73,26 @@ pub(crate) struct TargetArgs {
     /// Fraction of the prunable weights to keep, above 0 and at most 1
     ///
     /// Prunable are the weights of the decoder's linear layers; embeddings, norms and biases are not counted.
-    #[arg(long, value_name = "FRACTION", help_heading = "Target (exactly one)")]
-    target_size: Option<f64>,
+    #[arg(long = "target-size", value_name = "FRACTION", help_heading = "Target (exactly one)")]
+    size: Option<f64>,
     /// All parameters to keep at most, e.g. 110M or 1.5B
     ///
     /// Embeddings, norms and biases included, tied weights once.
-    #[arg(long, value_name = "COUNT", value_parser = parse_count, help_heading = "Target (exactly one)")]
-    target_params: Option<u64>,
+    #[arg(long = "target-params", value_name = "COUNT", value_parser = parse_count, help_heading = "Target (exactly one)")]
+    params: Option<u64>,
     /// Bytes of all tensors to keep at most, e.g. 250MiB or 2GB
     ///
     /// In the number format of the model's own files.
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Target (exactly one)")]
-    target_bytes: Option<u64>,
+    #[arg(long = "target-bytes", value_name = "BYTES", value_parser = parse_bytes, help_heading = "Target (exactly one)")]
+    bytes: Option<u64>,
 }
 
 impl TargetArgs {
     /// Returns the target, if one was given.
     pub(crate) fn target(&self) -> Option<Target> {
-        let size = self.target_size.map(Target::Size);
-        let parameters = self.target_params.map(Target::Parameters);
-        size.or(parameters).or(self.target_bytes.map(Target::Bytes))
+        let size = self.size.map(Target::Size);
+        let parameters = self.params.map(Target::Parameters);
+        size.or(parameters).or(self.bytes.map(Target::Bytes))
     }
 }
 

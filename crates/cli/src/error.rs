@@ -210,7 +210,7 @@ pub(crate) enum CliError {
         source: io::Error,
     },
     /// More than one fault at once.
-    #[error("{} things are wrong:{}", .0.len(), .0.iter().map(|e| format!("\n  - {e}")).collect::<String>())]
+    #[error("{} things are wrong:{}", .0.len(), listed(.0))]
     Several(Vec<CliError>),
 }
 
@@ -241,15 +241,16 @@ impl CliError {
             Self::Usage(_) | Self::Spec(_) => Exit::Usage,
             Self::Model(error) => model_exit(error),
             Self::DataMissing { .. } => Exit::Input,
-            Self::OutputExists(_) | Self::OutputGone { .. } => Exit::Output,
+            Self::OutputExists(_) | Self::OutputGone { .. } | Self::Store(StoreError::PermissionDenied { .. }) => {
+                Exit::Output
+            }
             Self::Unwritable { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Exit::Io,
                 _ => Exit::Output,
             },
-            Self::Store(StoreError::PermissionDenied { .. }) => Exit::Output,
             Self::Store(_) | Self::Stdout(_) => Exit::Io,
-            Self::Gone { .. } => Exit::Paused,
             Self::Start { .. }
+            | Self::Gone { .. }
             | Self::Transport(_)
             | Self::Cancelled { .. }
             | Self::Unreadable(_)
@@ -320,6 +321,10 @@ fn violations(error: &InvalidRunSpec) -> String {
     };
     let faults: Vec<_> = error.violations.iter().map(|v| format!("{}: {}", flag(&v.field), v.problem)).collect();
     faults.join("; ")
+}
+
+fn listed(errors: &[CliError]) -> String {
+    errors.iter().fold(String::new(), |text, error| text + "\n  - " + &error.to_string())
 }
 
 fn signal_name(signal: Signal) -> &'static str {

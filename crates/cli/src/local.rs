@@ -4,12 +4,14 @@
 use crate::error::CliError;
 use model::device::DeviceChoice;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
+use service::retry::{CALL_TIMEOUT, within};
 use service::status::chain;
 use service::transport::MemoryIncoming;
-use service::{Connector, MemoryNetwork, Peers, Shutdown, Store};
+use service::{Connector, MemoryNetwork, Peers, Retry, Shutdown, Store};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
 use types::WorkerId;
 
 const COORDINATOR: &str = "coordinator";
@@ -18,6 +20,22 @@ const SURGEON: &str = "surgeon";
 
 /// The coordinator's client, as this program uses it.
 pub(crate) type Client = CoordinatorServiceClient<Channel>;
+
+/// Makes a call that may be repeated, with a deadline, until it is answered or refused.
+pub(crate) async fn call<R, T, F>(
+    client: &Client,
+    what: &'static str,
+    request: R,
+    rpc: impl Fn(Client, Request<R>) -> F,
+) -> Result<T, CliError>
+where
+    R: Clone,
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let retry = Retry::default();
+    let answer = retry.call(|| rpc(client.clone(), within(CALL_TIMEOUT, request.clone())));
+    answer.await.map_err(CliError::call(what))
+}
 
 /// What the services need.
 #[derive(Debug, Clone)]
@@ -48,8 +66,7 @@ impl Local {
         let network = MemoryNetwork::new();
         let connector = Connector::new(network.clone());
         let opened = coordinator::Coordinator::open(store).await;
-        let coordinator =
-            opened.map_err(|e| CliError::Start { service: COORDINATOR, message: chain(&e) })?;
+        let coordinator = opened.map_err(|e| CliError::Start { service: COORDINATOR, message: chain(&e) })?;
         let shutdown = Shutdown::new();
         let token = shutdown.token().clone();
         let incoming = network.listen(COORDINATOR)?;

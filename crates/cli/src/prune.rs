@@ -9,16 +9,15 @@ pub(crate) use request::usual_seq_len;
 
 use crate::args::PruneArgs;
 use crate::error::{CliError, report_error};
-use crate::local::{Client, Deployment, Local};
+use crate::local::{Client, Deployment, Local, call};
 use crate::output::{print, print_json, print_line, tell};
 use crate::progress::Display;
 use crate::summary::Summary;
-use follow::{Follower, Finished};
+use follow::{Finished, Follower};
 use model::ModelFolder;
 use proto::v1;
-use service::retry::{CALL_TIMEOUT, within};
 use service::telemetry::{self, LogFormat};
-use service::{RequestIds, Retry, Shutdown, Store};
+use service::{RequestIds, Shutdown, Store};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use types::RunSpec;
@@ -47,6 +46,7 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
     }
     check::inputs(&spec, &folder)?;
     drop(folder);
+    args.machine.device.open()?;
     check::output_parent(&output)?;
     check::writable("--state", &state, &state)?;
 
@@ -83,14 +83,10 @@ fn leave(done: Result<(), CliError>) -> ! {
 }
 
 /// Runs the services around the run. Says beside the result whether all of them laid down their work.
-async fn prune(
-    args: &PruneArgs,
-    spec: RunSpec,
-    state: &Path,
-    display: Display,
-) -> (Result<Summary, CliError>, bool) {
+async fn prune(args: &PruneArgs, spec: RunSpec, state: &Path, display: Display) -> (Result<Summary, CliError>, bool) {
     let start = async || {
-        let signals = Shutdown::on_signals().map_err(|source| CliError::Setup { what: "listen for signals", source })?;
+        let signals =
+            Shutdown::on_signals().map_err(|source| CliError::Setup { what: "listen for signals", source })?;
         let store = Store::open_local(state).map_err(CliError::Store)?;
         let local = Local::start(store.clone()).await?;
         Ok((signals, store, local))
@@ -120,19 +116,19 @@ impl Session<'_> {
     /// Creates the run and follows it.
     async fn drive(self, local: &mut Local) -> Result<Summary, CliError> {
         let Self { args, spec, state, display, deployment, signals } = self;
-    let client = local.client()?;
-    let before = find_run(&client, &spec).await?;
-    greet(&spec, before.as_ref(), state, &display)?;
-    if before.as_ref().is_none_or(|run| run.state() != v1::RunState::Succeeded) {
-        local.start_workers(&deployment)?;
-    }
-    let run = create_run(&client, &spec).await?;
-    let mut follower = Follower::new(client.clone(), &run, &spec, display, args.json);
-    let Finished { history, timeline } = follower.to_the_end(local, &signals).await?;
-    let report = follow::report(&client, &run.name).await?;
-    let id = follow::run_id(&run.name);
-    Summary::new(id, &history, timeline, report.warnings, state)
-        .ok_or_else(|| CliError::Unreadable(format!("the journal of {} has no end", run.name)))
+        let client = local.client()?;
+        let before = find_run(&client, &spec).await?;
+        greet(&spec, before.as_ref(), state, &display)?;
+        if before.as_ref().is_none_or(|run| run.state() != v1::RunState::Succeeded) {
+            local.start_workers(&deployment)?;
+        }
+        let run = create_run(&client, &spec).await?;
+        let mut follower = Follower::new(client.clone(), &run, &spec, display, args.json);
+        let Finished { history, timeline } = follower.until_it_ends(local, &signals).await?;
+        let report = follow::report(&client, &run.name).await?;
+        let id = follow::run_id(&run.name);
+        Summary::new(id, &history, timeline, report.warnings, state)
+            .ok_or_else(|| CliError::Unreadable(format!("the journal of {} has no end", run.name)))
     }
 }
 
@@ -142,11 +138,8 @@ async fn find_run(client: &Client, spec: &RunSpec) -> Result<Option<v1::Run>, Cl
     let mut page_token = String::new();
     loop {
         let request = v1::ListRunsRequest { page_size: PAGE, page_token };
-        let page = Retry::default().call(|| {
-            let (mut client, request) = (client.clone(), request.clone());
-            async move { client.list_runs(within(CALL_TIMEOUT, request)).await }
-        });
-        let page = page.await.map_err(CliError::call("cannot list earlier runs"))?;
+        let list = |mut client: Client, request| async move { client.list_runs(request).await };
+        let page = call(client, "cannot list earlier runs", request, list).await?;
         let usable = |run: &v1::Run| !matches!(run.state(), v1::RunState::Failed | v1::RunState::Cancelled);
         if let Some(run) = page.runs.into_iter().find(|r| r.spec.as_ref() == Some(&wanted) && usable(r)) {
             return Ok(Some(run));
@@ -188,11 +181,8 @@ fn greet(spec: &RunSpec, before: Option<&v1::Run>, state: &Path, display: &Displ
 async fn create_run(client: &Client, spec: &RunSpec) -> Result<v1::Run, CliError> {
     let request_id = RequestIds::new("cli").next();
     let request = v1::CreateRunRequest { request_id, spec: Some(spec.clone().into()), validate_only: false };
-    let created = Retry::default().call(|| {
-        let (mut client, request) = (client.clone(), request.clone());
-        async move { client.create_run(within(CALL_TIMEOUT, request)).await }
-    });
-    let created = created.await.map_err(CliError::call("cannot create the run"))?;
+    let create = |mut client: Client, request| async move { client.create_run(request).await };
+    let created = call(client, "cannot create the run", request, create).await?;
     created.run.ok_or_else(|| CliError::Unreadable("a created run without the run".into()))
 }
 

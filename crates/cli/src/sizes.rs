@@ -79,9 +79,8 @@ impl Widths {
 
 /// Returns, for each number of attention units, the widest FFN with which equal blocks meet the target.
 pub(crate) fn uniform_widths(model: &ModelDescription, target: Target, multiple_of: u32) -> Vec<Widths> {
-    let side = |ffn: bool| -> Vec<&UnitGroup> {
-        model.groups().filter(|g| (g.kind == UnitKind::FfnChannel) == ffn).collect()
-    };
+    let side =
+        |ffn: bool| -> Vec<&UnitGroup> { model.groups().filter(|g| (g.kind == UnitKind::FfnChannel) == ffn).collect() };
     let (attention, ffn) = (Side::new(&side(false), multiple_of), Side::new(&side(true), multiple_of));
     let limit = target.limit(&model.dense);
     let widths = attention.choices().into_iter().filter_map(|heads| {

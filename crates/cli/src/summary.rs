@@ -151,7 +151,10 @@ fn raised_layers(history: &History) -> Vec<String> {
 }
 
 fn lm_eval(output: &str) -> String {
-    format!("lm_eval --model hf --model_args {} --tasks wikitext", shell_word(&format!("pretrained={output},dtype=float32")))
+    format!(
+        "lm_eval --model hf --model_args {} --tasks wikitext",
+        shell_word(&format!("pretrained={output},dtype=float32"))
+    )
 }
 
 /// Returns the text as one word of a POSIX shell.

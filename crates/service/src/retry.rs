@@ -106,7 +106,7 @@ mod tests {
         let lost = Retry::default().call(|| async { Err::<Response<()>, _>(Status::unavailable("gone")) }).await;
         assert_eq!(lost.unwrap_err().code(), Code::Unavailable);
         let took = start.elapsed();
-        assert!(took > Duration::from_secs(280) && took <= Duration::from_secs(300), "{took:?}");
+        assert!(took > Duration::from_secs(280) && took <= Duration::from_mins(5), "{took:?}");
     }
 
     #[test]

@@ -109,7 +109,9 @@ impl Handler {
                 return Err(Error::Cancelled);
             }
             let bytes = match self.store.get(&keys::factors(&shot.0, shot.1, shard, block.block)).await {
-                Err(StoreError::NotFound { .. }) => return Err(Error::FactorsGone { shard, blocks: vec![block.block] }),
+                Err(StoreError::NotFound { .. }) => {
+                    return Err(Error::FactorsGone { shard, blocks: vec![block.block] });
+                }
                 other => other?,
             };
             self.on_bench(move |bench| bench.add(&bytes)).await?;

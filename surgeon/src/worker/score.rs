@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::{Instrument, Span};
 use types::RunSpec;
 
-/// After so long without a new piece the tasks are given back and leased anew, with whatever else has become free: the
+/// After so long without a new byte the tasks are given back and leased anew, with whatever else has become free: the
 /// sweep may wait for a block that nobody here was asked for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -69,7 +69,15 @@ impl<'a> ScoreBatch<'a> {
     /// Hands blocks on as they become ready; fails the one that cannot be gathered.
     async fn gather(mut self, mut gathering: Gathering, ready: mpsc::Sender<ScoreTask>) {
         let shards = self.shot.shards;
-        while let Ok(event) = tokio::time::timeout(PATIENCE, gathering.next()).await {
+        let mut received = 0;
+        loop {
+            let Ok(event) = tokio::time::timeout(PATIENCE, gathering.next()).await else {
+                if gathering.received() == received {
+                    break;
+                }
+                received = gathering.received();
+                continue;
+            };
             match event {
                 Event::Progress { block, missing } => {
                     let stored = shards - missing as u32;

@@ -8,7 +8,10 @@ use types::UnknownName;
 pub(super) type Choices = &'static [(&'static str, &'static str)];
 
 pub(super) const STRUCTURE: Choices = &[
-    ("coupled", "FFN channels and attention heads: tensors become smaller, the result is smaller and faster everywhere"),
+    (
+        "coupled",
+        "FFN channels and attention heads: tensors become smaller, the result is smaller and faster everywhere",
+    ),
     ("row-column", "rows and columns of each layer become zero, as in the paper; tensors keep their shapes"),
 ];
 pub(super) const HEADS: Choices = &[
@@ -37,8 +40,10 @@ pub(super) const FISHER: Choices = &[
     ("empirical", "gradients for the next tokens of the data"),
     ("sampled", "gradients for tokens sampled from the model"),
 ];
-pub(super) const SCHEDULE: Choices =
-    &[("linear", "each shot removes the same amount"), ("geometric", "each shot removes the same share of what is left")];
+pub(super) const SCHEDULE: Choices = &[
+    ("linear", "each shot removes the same amount"),
+    ("geometric", "each shot removes the same share of what is left"),
+];
 pub(super) const DTYPE: Choices = &[
     ("f32", "32-bit float: exact and the same everywhere"),
     ("bf16", "16-bit brain float: half the memory, fast on GPUs"),

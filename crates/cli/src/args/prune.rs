@@ -46,7 +46,9 @@ impl FromStr for DampingPair {
         let (a, g) = text.split_once(',').unwrap_or((text, text));
         let number = |part: &str| {
             let lambda = part.trim().parse().ok().filter(|l: &f64| l.is_finite());
-            lambda.ok_or_else(|| format!("'{}' is no number; write for example 0.01, or 0.01,0.1 for A and G", part.trim()))
+            lambda.ok_or_else(|| {
+                format!("'{}' is no number; write for example 0.01, or 0.01,0.1 for A and G", part.trim())
+            })
         };
         Ok(Self { a: number(a)?, g: number(g)? })
     }

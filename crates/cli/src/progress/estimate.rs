@@ -87,7 +87,8 @@ impl Estimate {
             _ => self.length(Phase::Curvature).or_else(|| (self.shot >= self.shots).then_some(0.0))?,
         };
         let update = self.length(Phase::Update).unwrap_or(UPDATE_SHARE * curvature);
-        let evaluate = if self.evaluates { self.length(Phase::Evaluate).unwrap_or(UPDATE_SHARE * curvature) } else { 0.0 };
+        let evaluate =
+            if self.evaluates { self.length(Phase::Evaluate).unwrap_or(UPDATE_SHARE * curvature) } else { 0.0 };
         let materialise = self.length(Phase::Prepare).unwrap_or(0.0);
         let rest_of_shot = match self.phase {
             Phase::Curvature => update + evaluate + materialise,

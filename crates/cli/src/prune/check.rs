@@ -44,7 +44,8 @@ pub(super) fn output_parent(output: &Path) -> Result<PathBuf, CliError> {
 /// Makes sure that a folder is there and that files can be made in it.
 pub(super) fn writable(flag: &'static str, path: &Path, folder: &Path) -> Result<(), CliError> {
     let probe = folder.join(format!(".llm-surgeon-{}", std::process::id()));
-    let tried = fs::create_dir_all(folder).and_then(|()| File::create_new(&probe)).and_then(|_| fs::remove_file(&probe));
+    let tried =
+        fs::create_dir_all(folder).and_then(|()| File::create_new(&probe)).and_then(|_| fs::remove_file(&probe));
     tried.map_err(|source| CliError::Unwritable { flag, path: path.to_owned(), folder: folder.to_owned(), source })
 }
 

@@ -2,16 +2,15 @@
 
 use super::DRAIN;
 use crate::error::CliError;
-use crate::local::{Client, Local};
+use crate::local::{Client, Local, call};
 use crate::output::print_line;
 use crate::progress::{Display, Progress};
 use crate::summary::Timeline;
 use coordinator::event::{Event, History};
 use proto::v1;
-use service::retry::{CALL_TIMEOUT, within};
-use service::{RequestIds, Retry, Shutdown};
+use service::{RequestIds, Shutdown};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tonic::Streaming;
+use tonic::{Request, Streaming};
 use types::{RunReport, RunSpec};
 
 /// A run that reached its end well.
@@ -55,7 +54,7 @@ impl Follower {
     }
 
     /// Follows until the run ends. A signal pauses it; a service that is gone ends the program.
-    pub(super) async fn to_the_end(&mut self, local: &mut Local, signals: &Shutdown) -> Result<Finished, CliError> {
+    pub(super) async fn until_it_ends(&mut self, local: &mut Local, signals: &Shutdown) -> Result<Finished, CliError> {
         let ended = tokio::select! {
             biased;
             () = signals.token().cancelled() => Err(None),
@@ -84,11 +83,10 @@ impl Follower {
 
     async fn watch(&self) -> Result<Streaming<v1::WatchRunResponse>, CliError> {
         let request = v1::WatchRunRequest { name: self.name.clone(), from_sequence: self.next };
-        let stream = Retry::default().call(|| {
-            let (mut client, request) = (self.client.clone(), request.clone());
-            async move { client.watch_run(request).await }
-        });
-        stream.await.map_err(CliError::call("cannot follow the run"))
+        let watch = |mut client: Client, request: Request<_>| async move {
+            client.watch_run(request.into_inner()).await // without a deadline: it lasts as long as the run
+        };
+        call(&self.client, "cannot follow the run", request, watch).await
     }
 
     /// Takes one event. Returns the run if it is the last.
@@ -154,11 +152,8 @@ impl Follower {
 /// Returns the report of a finished run.
 pub(super) async fn report(client: &Client, name: &str) -> Result<RunReport, CliError> {
     let request = v1::GetRunReportRequest { name: name.to_owned() };
-    let report = Retry::default().call(|| {
-        let (mut client, request) = (client.clone(), request.clone());
-        async move { client.get_run_report(within(CALL_TIMEOUT, request)).await }
-    });
-    let report = report.await.map_err(CliError::call("cannot get the report"))?;
+    let get = |mut client: Client, request| async move { client.get_run_report(request).await };
+    let report = call(client, "cannot get the report", request, get).await?;
     serde_json::from_str(&report.report_json).map_err(|e| CliError::Unreadable(format!("the report: {e}")))
 }
 

@@ -12,9 +12,12 @@ const USUAL_SEQ_LEN: u64 = 2048;
 /// Returns the specification that the flags ask for, or all that is wrong with it.
 pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, CliError> {
     let target = args.target.target().ok_or_else(|| {
-        CliError::Usage("no target: give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB".into())
+        CliError::Usage(
+            "no target: give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB".into(),
+        )
     })?;
-    let absolute_all = |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
+    let absolute_all =
+        |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
     let spec = RunSpec {
         model: absolute("MODEL", &args.model)?,
         data: absolute_all("--data", &args.data)?,
@@ -58,6 +61,8 @@ fn absolute(flag: &'static str, path: &Path) -> Result<String, CliError> {
     let absolute = std::path::absolute(path).map_err(|e| CliError::Usage(format!("{flag} '{given}': {e}")))?;
     let clean = absolute.components().collect::<std::path::PathBuf>(); // without a trailing slash
     clean.into_os_string().into_string().map_err(|_| {
-        CliError::Usage(format!("{flag} '{given}': the path is not valid UTF-8, which the run's record needs; rename it"))
+        CliError::Usage(format!(
+            "{flag} '{given}': the path is not valid UTF-8, which the run's record needs; rename it"
+        ))
     })
 }

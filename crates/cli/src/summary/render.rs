@@ -24,7 +24,9 @@ impl Summary {
         let _ = writeln!(page, "{head}\n");
         page.push_str(&self.figures().render(2));
         if self.structure == Structure::RowColumn {
-            page.push_str("  (rows and columns are zero, the tensors keep their shapes: same size and speed on disk)\n");
+            page.push_str(
+                "  (rows and columns are zero, the tensors keep their shapes: same size and speed on disk)\n",
+            );
         }
         if let Some(evaluation) = self.evaluation_after.as_ref().or(self.evaluation_before.as_ref()) {
             let _ = writeln!(page, "  perplexity on {}", protocol(evaluation));
@@ -122,7 +124,10 @@ impl Summary {
                 if count > NAMED_LAYERS { ", …" } else { "" }
             ),
         });
-        lines.push(format!("Largest difference of logits after reading the folder back: {:.1e}.", self.logit_difference));
+        lines.push(format!(
+            "Largest difference of logits after reading the folder back: {:.1e}.",
+            self.logit_difference
+        ));
         lines
     }
 

@@ -194,6 +194,9 @@ fn a_run_without_its_end_has_no_summary() {
 
 #[test]
 fn a_path_is_quoted_only_where_a_shell_needs_it() {
-    assert_eq!(lm_eval("/a/b-1.0"), "lm_eval --model hf --model_args pretrained=/a/b-1.0,dtype=float32 --tasks wikitext");
+    assert_eq!(
+        lm_eval("/a/b-1.0"),
+        "lm_eval --model hf --model_args pretrained=/a/b-1.0,dtype=float32 --tasks wikitext"
+    );
     assert_eq!(shell_word("it's"), r"'it'\''s'");
 }
