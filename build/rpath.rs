@@ -1,5 +1,7 @@
 //! Build script shared by every crate that links libtorch: writes libtorch's folder into the rpath of its binaries and
-//! tests, so that nobody has to export LD_LIBRARY_PATH.
+//! tests, so that nobody has to export `LD_LIBRARY_PATH`.
+
+#![allow(clippy::print_stdout, reason = "a build script speaks to cargo on standard output")]
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,4 +1,4 @@
-"""Checks that stock transformers, without torch, accepts model folders and that their tensors are what the config says.
+"""Checks that stock transformers, without torch, accepts the folders we write and that their tensors are what the config says.
 
     check_autoconfig.py FOLDER...
 

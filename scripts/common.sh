@@ -16,13 +16,16 @@ die() {
   exit 1
 }
 
-# One script at a time writes to the cache; a second one waits.
+# One script at a time writes to the cache; a second one waits. The lock ends with the script or with unlock_cache, which
+# whoever goes on to something long must call: programs it starts would hold the lock as well.
 lock_cache() {
   mkdir -p "$cache" || die "cannot create the cache folder $cache" "set LLM_SURGEON_CACHE to a folder you can write to"
   command -v flock >/dev/null || return 0
   exec 9>"$cache/.lock"
   flock -n 9 || { say "waiting for another set-up in $cache"; flock 9; }
 }
+
+unlock_cache() { exec 9>&-; }
 
 # digest_of LIST NAME: the SHA-256 that scripts/LIST gives for NAME.
 digest_of() {
@@ -67,17 +70,21 @@ pip_python() {
   printf '%s' "$folder/bin/python"
 }
 
-# fetch_wheel LIST REQUIREMENT FILE: puts the verified wheel FILE of REQUIREMENT into $cache/wheels. The target is named
-# in full, so that the same file is chosen whatever Python runs this.
+# What pip is told to choose wheels for: CPython 3.11 on manylinux x86_64, whatever Python runs this, so that the files and
+# their digests are always the same.
+wheel_target=(--only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 --abi abi3 --abi none --platform manylinux2014_x86_64)
+for minor in $(seq 5 28); do
+  wheel_target+=(--platform "manylinux_2_${minor}_x86_64")
+done
+
+# fetch_wheel LIST REQUIREMENT FILE: puts the verified wheel FILE of REQUIREMENT into $cache/wheels.
 fetch_wheel() {
   local list="$1" requirement="$2" file="$3"
   if ! matches "$cache/wheels/$file" "$(digest_of "$list" "$file")"; then
     say "fetching $requirement"
     rm -f "$cache/wheels/$file"
-    "$(pip_python)" -m pip download --quiet --no-deps --only-binary=:all: --dest "$cache/wheels" \
-      --implementation cp --python-version 3.11 --abi cp311 --abi none \
-      --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
-      "$requirement" || die "pip could not fetch $requirement" "is the package index (PyPI) reachable, and is there room in $cache?"
+    "$(pip_python)" -m pip download --quiet --no-deps --dest "$cache/wheels" "${wheel_target[@]}" "$requirement" \
+      || die "pip could not fetch $requirement" "is the package index (PyPI) reachable, and is there room in $cache?"
     check_file "$cache/wheels/$file" "$list" "$file"
   fi
 }

@@ -27,7 +27,10 @@ check_machine() {
     missing+=("Python's venv and ensurepip modules")
     packages+=(python3-venv)
   fi
-  command -v cc >/dev/null && command -v c++ >/dev/null || { missing+=("a C and a C++ compiler (cc, c++)"); packages+=(build-essential); }
+  if ! command -v cc >/dev/null || ! command -v c++ >/dev/null; then
+    missing+=("a C and a C++ compiler (cc, c++)")
+    packages+=(build-essential)
+  fi
   for tool in make sha256sum awk; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
@@ -134,11 +137,8 @@ cuda_set() {
   fetch_wheel libtorch.sha256 torch==2.11.0 "$torch_wheel"
   # shellcheck disable=SC2064
   trap "rm -rf '$new'" EXIT
-  "$(pip_python)" -m pip install --quiet --no-cache-dir --target "$new" --only-binary=:all: --implementation cp --python-version 3.11 \
-    --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_26_x86_64 --platform manylinux_2_25_x86_64 \
-    --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-    "$cache/wheels/$torch_wheel" || die "pip could not install the CUDA libraries of torch 2.11.0" "is there room in $cache?" \
-    "LLM_SURGEON_CUDA=0 takes the CPU set instead"
+  "$(pip_python)" -m pip install --quiet --no-cache-dir --target "$new" "${wheel_target[@]}" "$cache/wheels/$torch_wheel" \
+    || die "pip could not install the CUDA libraries of torch 2.11.0" "is there room in $cache?" "LLM_SURGEON_CUDA=0 takes the CPU set instead"
   stamp_of "$new" >"$new/.complete"
   replace "$new" "$folder"
   rm -f "$cache/wheels/$torch_wheel"

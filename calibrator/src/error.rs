@@ -132,17 +132,15 @@ impl Error {
         use FailureClass as C;
         use Reason as R;
         match self {
-            Self::Message(_) => (Some(C::InvalidInput), R::MessageInvalid),
+            Self::Message(_) | Self::ResumeBehindEnd { .. } => (Some(C::InvalidInput), R::MessageInvalid),
             Self::Model(error) => of_model(error),
             Self::Curvature(error) => of_curvature(error),
-            Self::Store(error) => of_store(error),
-            Self::Checkpoint(CheckpointError::Store(error)) => of_store(error),
+            Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => of_store(error),
             Self::Checkpoint(CheckpointError::Damaged { .. }) => (Some(C::Numerical), R::DigestMismatch),
             Self::NoSuchSamples { .. } | Self::NoHeldOutData => (Some(C::InvalidInput), R::DataInvalid),
             Self::NoSuchBlock { .. } => (Some(C::InvalidInput), R::ModelInvalid),
             Self::GenerationStale { .. } => (None, R::GenerationStale),
             Self::NotSwept { .. } => (None, R::PeerUnavailable),
-            Self::ResumeBehindEnd { .. } => (Some(C::InvalidInput), R::MessageInvalid),
             Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone) | Self::Thread(_) | Self::Serve(_) => {
                 (Some(C::Internal), R::Internal)
             }

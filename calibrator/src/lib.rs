@@ -84,6 +84,7 @@ where
         device: device_name,
         // A sweep has the device to itself.
         max_tasks: 1,
+        max_batches: 1,
     };
     let server = Server::new(options.peers).add_service(CalibratorServiceServer::new(grpc));
     // Whichever of the two ends first stops the other.

@@ -64,6 +64,12 @@ impl Session {
         Self { device, decoder: None, data: None }
     }
 
+    /// Returns a session that has its data already.
+    #[cfg(test)]
+    pub(crate) fn with_data(device: Device, run: &RunId, data: Data) -> Self {
+        Self { data: Some((run.clone(), data)), ..Self::new(device) }
+    }
+
     /// Checks everything that can be known before the work begins; returns what model and data are.
     pub(crate) fn prepare(&mut self, run: &RunId, spec: &RunSpec, output: Output) -> Result<Prepared, Error> {
         let path = Path::new(&spec.output);

@@ -170,3 +170,7 @@ impl Observer for Collector<'_> {
         Ok(self.hand_over(block, &factors)?)
     }
 }
+
+#[cfg(test)]
+#[path = "sweep_tests.rs"]
+mod tests;

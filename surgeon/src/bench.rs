@@ -320,3 +320,7 @@ fn new_layer(site: &Site, updated: Updated) -> Result<NewLayer, Error> {
     };
     Ok(NewLayer { state, weights: Some(Bytes::from(bytes)), predicted: updated.predicted })
 }
+
+#[cfg(test)]
+#[path = "bench_tests.rs"]
+mod tests;

@@ -140,7 +140,6 @@ impl Error {
             Self::Message(_) => (Some(C::InvalidInput), R::MessageInvalid),
             Self::Model(error) => of_model(error),
             Self::Curvature(error) | Self::Pruning(PruningError::Factor(error)) => of_curvature(error),
-            Self::Pruning(PruningError::Shape { .. } | PruningError::Units { .. }) => (Some(C::Internal), R::Internal),
             Self::Pruning(PruningError::NotFinite { .. }) => (Some(C::Numerical), R::NotFinite),
             Self::Pruning(PruningError::Unstable { .. }) => (Some(C::Numerical), R::NotPositiveDefinite),
             Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => of_store(error),
@@ -156,7 +155,8 @@ impl Error {
             | Self::Transport(_)
             | Self::Worker(WorkerError::Lost(_)) => (Some(C::Unavailable), R::PeerUnavailable),
             Self::Worker(WorkerError::Refused(_)) => (Some(C::Internal), R::VersionMismatch),
-            Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone)
+            Self::Pruning(PruningError::Shape { .. } | PruningError::Units { .. })
+            | Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone)
             | Self::Thread(_)
             | Self::Serve(_)
             | Self::Bug(_) => (Some(C::Internal), R::Internal),

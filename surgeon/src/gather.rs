@@ -35,7 +35,7 @@ pub(crate) struct Shot {
     /// The run.
     pub(crate) run: RunId,
     /// Its shot.
-    pub(crate) shot: u32,
+    pub(crate) number: u32,
     /// Its shards.
     pub(crate) shards: u32,
 }
@@ -76,7 +76,7 @@ impl Gatherer {
         let span = tracing::Span::current();
         for shard in 0..shot.shards {
             let puller = Puller {
-                key: ShardKey { run: shot.run.clone(), shot: shot.shot, shard },
+                key: ShardKey { run: shot.run.clone(), shot: shot.number, shard },
                 store: self.store.clone(),
                 connector: self.connector.clone(),
                 plan: plan.clone(),
@@ -87,7 +87,7 @@ impl Gatherer {
             };
             tasks.spawn(puller.pull(blocks.clone()).instrument(span.clone()));
         }
-        let (client, run, number) = (self.coordinator.clone(), shot.run.clone(), shot.shot);
+        let (client, run, number) = (self.coordinator.clone(), shot.run.clone(), shot.number);
         let first = blocks.first().copied().unwrap_or_default();
         let follow = async move {
             let error = plan::follow(&client, &run, number, &plan_sender).await;

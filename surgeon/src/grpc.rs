@@ -2,7 +2,7 @@
 
 use proto::v1;
 use proto::v1::surgeon_service_server::SurgeonService;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tonic::{Request, Response, Status};
 use types::{RunId, WorkerId};
@@ -22,9 +22,9 @@ impl Board {
         self.lock().insert((run.clone(), shot, block), (stored, shards));
     }
 
-    /// Forgets the blocks of a shot.
-    pub(crate) fn forget(&self, run: &RunId, shot: u32) {
-        self.lock().retain(|(of_run, of_shot, _), _| (of_run, *of_shot) != (run, shot));
+    /// Forgets blocks of a shot.
+    pub(crate) fn forget(&self, run: &RunId, shot: u32, blocks: &BTreeSet<u32>) {
+        self.lock().retain(|(of_run, of_shot, block), _| (of_run, *of_shot) != (run, shot) || !blocks.contains(block));
     }
 
     fn lock(&self) -> MutexGuard<'_, Blocks> {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn blocks_are_listed_until_their_shot_is_forgotten() {
+    async fn blocks_are_listed_until_they_are_forgotten() {
         let board = Board::default();
         let run = RunId::new("r").unwrap();
         board.note(&run, 1, 5, (0, 2));
@@ -81,7 +81,7 @@ mod tests {
             || async { grpc.list_blocks(Request::new(v1::ListBlocksRequest {})).await.unwrap().into_inner().blocks };
         let listed = list().await;
         assert_eq!((listed.len(), listed[0].shards_stored, listed[0].shards), (2, 1, 2));
-        board.forget(&run, 1);
+        board.forget(&run, 1, &BTreeSet::from([5]));
         assert_eq!(list().await.iter().map(|b| b.shot).collect::<Vec<_>>(), [2]);
     }
 }

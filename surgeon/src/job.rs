@@ -51,7 +51,7 @@ pub(crate) enum Work {
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
     /// Its number.
-    pub(crate) block: u32,
+    pub(crate) number: u32,
     /// Key of the checkpoint's manifest; `None` for the base model.
     pub(crate) checkpoint: Option<String>,
     /// Shards its factors come in.
@@ -63,8 +63,8 @@ impl Job {
     pub(crate) fn span(&self) -> tracing::Span {
         let (run, shot, generation) = (&self.run, self.shot, self.generation);
         match &self.work {
-            Work::Score(b) => tracing::info_span!("score", %run, shot, %generation, block = b.block),
-            Work::Update { block, .. } => tracing::info_span!("update", %run, shot, %generation, block = block.block),
+            Work::Score(b) => tracing::info_span!("score", %run, shot, %generation, block = b.number),
+            Work::Update { block, .. } => tracing::info_span!("update", %run, shot, %generation, block = block.number),
             Work::Materialise { .. } => tracing::info_span!("materialise", %run, shot, %generation),
         }
     }
@@ -102,11 +102,11 @@ impl TryFrom<v1::Task> for Job {
 }
 
 impl Block {
-    fn new(block: u32, checkpoint: String, shards: u32) -> Result<Self, InvalidMessage> {
+    fn new(number: u32, checkpoint: String, shards: u32) -> Result<Self, InvalidMessage> {
         if shards == 0 || shards > MAX_SHARDS {
             return Err(TASK.bad("shards", format!("{shards} is outside 1 to {MAX_SHARDS}")));
         }
-        Ok(Self { block, checkpoint: present(checkpoint), shards })
+        Ok(Self { number, checkpoint: present(checkpoint), shards })
     }
 }
 

@@ -53,6 +53,8 @@ const QUEUE: usize = 4;
 const GRACE: Duration = Duration::from_secs(2);
 /// Tasks leased at once: all blocks of a shot, so that no block that waits on a shelf goes unasked for.
 const MAX_TASKS: u32 = 4096;
+/// Batches it carries out at once: a block that is given back must be leased again while its siblings wait for it.
+const MAX_BATCHES: usize = 64;
 
 /// Serves `SurgeonService` on `incoming` and works for the coordinator, until `shutdown` fires or either fails.
 ///
@@ -91,6 +93,7 @@ where
         libtorch,
         device: device_name,
         max_tasks: MAX_TASKS,
+        max_batches: MAX_BATCHES,
     };
     let server = Server::new(options.peers).add_service(SurgeonServiceServer::new(grpc));
     // Whichever of the two ends first stops the other.

@@ -26,7 +26,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// How long a release may take: it is a courtesy.
 const RELEASE: Duration = Duration::from_secs(2);
 /// How long a stream may be silent before the plan is asked again: a sweep may well take longer for its first block.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 /// Attempts without a new block before the task is failed.
 const MAX_FAILURES: u32 = 20;
 /// First and longest pause between attempts.

@@ -1,7 +1,7 @@
 //! Tasks of the coordinator: which there are, and how each ends.
 //!
 //! All leased `Score` tasks of a shot are one piece of work: their blocks are gathered together and computed as they
-//! become ready. Everything else runs one after the other.
+//! become ready. Other tasks of a batch run one after the other; batches share the bench, which holds one block at a time.
 
 mod block;
 mod score;
@@ -50,7 +50,7 @@ impl TaskHandler for Handler {
         for Leased { task, lease } in tasks {
             match Job::try_from(task) {
                 Ok(Job { run, shot, generation, spec, work: Work::Score(block) }) => {
-                    let key = Shot { run: run.clone(), shot, shards: block.shards };
+                    let key = Shot { run: run.clone(), number: shot, shards: block.shards };
                     let job = Job { run, shot, generation, spec, work: Work::Score(block.clone()) };
                     shots.entry(key).or_default().push(ScoreTask { span: job.span(), spec: job.spec, block, lease });
                 }

@@ -23,7 +23,8 @@ heads, rows and columns) where that costs least, and corrects the weights that r
 some text to calibrate on is enough. The result is a folder that stock transformers loads.
 
   1. look    llm-surgeon inspect MODEL --target-size 0.8
-  2. prune   llm-surgeon prune MODEL --data calibration.jsonl --eval-data held-out.jsonl --target-size 0.8 --out SMALLER
+  2. prune   llm-surgeon prune MODEL --data calibration.jsonl --eval-data held-out.jsonl \\
+               --target-size 0.8 --out SMALLER
   3. compare llm-surgeon eval MODEL SMALLER --data held-out.jsonl
 
 Models: folders as on the Hugging Face hub (config.json, *.safetensors, tokenizer.json) of the families Llama, Mistral, \

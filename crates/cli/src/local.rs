@@ -54,8 +54,10 @@ type Ended = (&'static str, Result<(), String>);
 /// The running services.
 #[derive(Debug)]
 pub(crate) struct Local {
-    services: JoinSet<Ended>,
-    shutdown: Shutdown,
+    coordinator: JoinSet<Ended>,
+    workers: JoinSet<Ended>,
+    coordinator_stop: Shutdown,
+    workers_stop: Shutdown,
     network: MemoryNetwork,
     connector: Connector,
 }
@@ -70,12 +72,19 @@ impl Local {
         let shutdown = Shutdown::new();
         let token = shutdown.token().clone();
         let incoming = network.listen(COORDINATOR)?;
-        let mut services = JoinSet::new();
-        services.spawn(async move {
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
             let served = coordinator.serve(incoming, Peers::SameProcess, token).await;
             (COORDINATOR, served.map_err(|e| chain(&e)))
         });
-        Ok(Self { services, shutdown, network, connector })
+        Ok(Self {
+            coordinator: serving,
+            workers: JoinSet::new(),
+            coordinator_stop: shutdown,
+            workers_stop: Shutdown::new(),
+            network,
+            connector,
+        })
     }
 
     /// Starts the workers.
@@ -91,8 +100,8 @@ impl Local {
             coordinator: channel.clone(),
         };
         let incoming: MemoryIncoming = self.network.listen(CALIBRATOR)?;
-        let shutdown = self.shutdown.clone();
-        self.services.spawn(async move {
+        let shutdown = self.workers_stop.clone();
+        self.workers.spawn(async move {
             let served = calibrator::serve(calibrator, incoming, shutdown).await;
             (CALIBRATOR, served.map_err(|e| chain(&e)))
         });
@@ -108,8 +117,8 @@ impl Local {
             receive_bytes: surgeon::Options::RECEIVE_BYTES,
         };
         let incoming = self.network.listen(SURGEON)?;
-        let shutdown = self.shutdown.clone();
-        self.services.spawn(async move {
+        let shutdown = self.workers_stop.clone();
+        self.workers.spawn(async move {
             let served = surgeon::serve(surgeon, incoming, shutdown).await;
             (SURGEON, served.map_err(|e| chain(&e)))
         });
@@ -122,23 +131,39 @@ impl Local {
         Ok(CoordinatorServiceClient::new(channel).max_decoding_message_size(proto::MAX_CONTROL_BYTES))
     }
 
-    /// Waits until a service ends, which none should before [`Local::stop`]. Cancel-safe.
+    /// Waits until a service ends, which none should before it is told to. Cancel-safe.
     pub(crate) async fn gone(&mut self) -> CliError {
-        let (service, message) = match self.services.join_next().await {
-            Some(Ok((service, Ok(())))) => (service, "it stopped".to_owned()),
-            Some(Ok((service, Err(message)))) => (service, message),
-            Some(Err(error)) => ("program", format!("a service panicked: {error}")),
-            None => ("program", "no service is left".to_owned()),
+        let ended = tokio::select! {
+            Some(ended) = self.workers.join_next() => ended,
+            Some(ended) = self.coordinator.join_next() => ended,
+            else => return CliError::Gone { service: "program", message: "no service is left".into() },
+        };
+        let (service, message) = match ended {
+            Ok((service, Ok(()))) => (service, "it stopped".to_owned()),
+            Ok((service, Err(message))) => (service, message),
+            Err(error) => ("program", format!("a service panicked: {error}")),
         };
         CliError::Gone { service, message }
     }
 
-    /// Asks all services to stop and waits for them, no longer than `limit`. Returns whether all did.
-    pub(crate) async fn stop(mut self, limit: Duration) -> bool {
-        self.shutdown.start();
-        let all = async { while self.services.join_next().await.is_some() {} };
-        tokio::time::timeout(limit, all).await.is_ok()
+    /// Asks the workers to give back their tasks and waits for them, no longer than `limit`. Returns whether all did.
+    pub(crate) async fn stop_workers(&mut self, limit: Duration) -> bool {
+        self.workers_stop.start();
+        all_end(&mut self.workers, limit).await
     }
+
+    /// Stops first the workers, which need the coordinator to give back their tasks, then the coordinator; waits for each
+    /// no longer than `limit`. Returns whether all did.
+    pub(crate) async fn stop(mut self, limit: Duration) -> bool {
+        let workers = self.stop_workers(limit).await;
+        self.coordinator_stop.start();
+        all_end(&mut self.coordinator, limit).await && workers
+    }
+}
+
+async fn all_end(services: &mut JoinSet<Ended>, limit: Duration) -> bool {
+    let all = async { while services.join_next().await.is_some() {} };
+    tokio::time::timeout(limit, all).await.is_ok()
 }
 
 fn endpoint(name: &str) -> String {

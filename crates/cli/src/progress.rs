@@ -19,7 +19,7 @@ use tracker::{Now, Tracker};
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Steps of a bar.
 const BAR_STEPS: u64 = 1000;
-const BAR: &str = "{prefix:24} [{bar:32}] {percent:>3} %  {msg}";
+const BAR: &str = "{prefix:21} [{bar:16}] {percent:>3} %  {wide_msg}";
 
 /// Where progress goes.
 #[derive(Debug, Clone)]
@@ -158,8 +158,8 @@ fn plain(now: &Now) -> String {
 }
 
 fn left(now: &Now) -> String {
-    let stage = now.stage_left.map(|s| format!("about {} left", rough_duration(s)));
-    let run = now.run_left.map(|s| format!("whole run about {}", rough_duration(s)));
+    let stage = now.stage_left.map(|s| format!("{} left", rough_duration(s)));
+    let run = now.run_left.map(|s| format!("run about {}", rough_duration(s)));
     [stage, run].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -171,7 +171,7 @@ mod tests {
     fn a_plain_line_says_what_how_far_and_how_long() {
         let mut now =
             Now { label: "shot 1/2: score".into(), share: 0.42, stage_left: Some(95.0), run_left: Some(700.0) };
-        assert_eq!(plain(&now), "shot 1/2: score 42 %, about 1 min 30 s left, whole run about 12 min");
+        assert_eq!(plain(&now), "shot 1/2: score 42 %, 1 min 30 s left, run about 12 min");
         (now.stage_left, now.run_left) = (None, None);
         assert_eq!(plain(&now), "shot 1/2: score 42 %");
     }

@@ -37,6 +37,7 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
     telemetry::init_with_writer(LogFormat::Plain, level, move || log.writer())
         .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
 
+    request::target(args)?;
     let folder = ModelFolder::open(&args.model)?;
     let spec = request::spec(args, folder.config())?;
     let output = PathBuf::from(&spec.output);

@@ -102,12 +102,15 @@ fn floor(decoder: &Decoder, options: &SweepOptions, samples: usize, tokens: usiz
     }
     synchronize(place.1);
     let start = Instant::now();
+    let backward = !options.curvature.is_empty();
     for _ in 0..batches {
         for block in &decoder.blocks {
             let mut seen = BTreeSet::new();
             for layer in block.linears() {
-                products(&inputs[&layer.columns()], &layer.weight.tr(), 2)?;
-                products(&inputs[&layer.rows()], &layer.weight, 1)?;
+                products(&inputs[&layer.columns()], &layer.weight.tr(), if backward { 2 } else { 1 })?;
+                if backward {
+                    products(&inputs[&layer.rows()], &layer.weight, 1)?;
+                }
                 if options.curvature.contains(&(block.index, layer.name.clone())) {
                     products(&wide[&layer.rows()].tr(), &wide[&layer.rows()], 1)?;
                     let name = layer.name.as_str();
@@ -124,7 +127,7 @@ fn floor(decoder: &Decoder, options: &SweepOptions, samples: usize, tokens: usiz
     let p_nv = Tensor::f_randn([chunk.min(n), decoder.config.vocab], place)?;
     for _ in 0..(samples * tokens).div_ceil(chunk.min(n) as usize) {
         products(&x_nd, &decoder.head.tr(), 1)?;
-        if !options.curvature.is_empty() {
+        if backward {
             products(&p_nv, &decoder.head, 1)?;
         }
     }

@@ -1,5 +1,7 @@
 //! The sweep against independent factors, and what must not change its numbers.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
 use model::sweep::{self, Observer, ObserverError, SweepOptions, SweepResult};
 use model::{Decoder, ModelError, ModelFolder, Overlay, tensor_file};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,16 +18,16 @@ fn load(name: &str, kind: Kind) -> Decoder {
     Decoder::load(&ModelFolder::open(&golden(name)).unwrap(), &Overlay::default(), kind, Device::Cpu).unwrap()
 }
 
-/// Sums of x xᵀ and g gᵀ, and what was called in which order.
+/// Seen of x xᵀ and g gᵀ, and what was called in which order.
 #[derive(Default)]
-struct Sums {
+struct Seen {
     sums: BTreeMap<String, Tensor>,
     kinds: BTreeSet<String>,
     calls: Vec<String>,
     fail_at: Option<&'static str>,
 }
 
-impl Sums {
+impl Seen {
     fn add(&mut self, name: String, x_nc: &Tensor) -> Result<(), ObserverError> {
         assert!(!x_nc.requires_grad());
         self.kinds.insert(format!("{:?}", x_nc.kind()));
@@ -39,7 +41,7 @@ impl Sums {
     }
 }
 
-impl Observer for Sums {
+impl Observer for Seen {
     fn block(&mut self, block: u32) {
         self.calls.push(format!("block {block}"));
     }
@@ -71,8 +73,8 @@ fn options(decoder: &Decoder) -> SweepOptions {
     }
 }
 
-fn sweep(decoder: &Decoder, samples: &[Vec<i64>], options: &SweepOptions) -> Result<(SweepResult, Sums), ModelError> {
-    let mut sums = Sums::default();
+fn sweep(decoder: &Decoder, samples: &[Vec<i64>], options: &SweepOptions) -> Result<(SweepResult, Seen), ModelError> {
+    let mut sums = Seen::default();
     let result = sweep::run(decoder, samples, options, &mut sums, &mut |_, _| ControlFlow::Continue(()))?;
     Ok((result, sums))
 }
@@ -88,7 +90,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     assert!(error <= tolerance * scale, "{what}: {error:e} of {scale:e}");
 }
 
-fn assert_same(found: &Sums, expected: &Sums, tolerance: f64) {
+fn assert_same(found: &Seen, expected: &Seen, tolerance: f64) {
     assert_eq!(found.sums.keys().collect::<Vec<_>>(), expected.sums.keys().collect::<Vec<_>>());
     for (name, sum) in &expected.sums {
         assert_close(&found.sums[name], sum, tolerance, name);
@@ -164,7 +166,7 @@ fn sampled_labels_depend_on_seed_and_sample_number_alone() {
         first.sums.insert(name, total);
     }
     assert_same(&first, &whole, 1e-12);
-    let differs = |other: &Sums| {
+    let differs = |other: &Seen| {
         let key = "G:model.layers.1.mlp.down_proj";
         (&other.sums[key] - &whole.sums[key]).abs().max().double_value(&[]) > 1e-3
     };
@@ -186,7 +188,7 @@ fn only_wanted_layers_are_seen_and_blocks_come_from_the_last_to_the_first() {
     let some =
         SweepOptions { curvature: every_layer(&decoder).into_iter().filter(consumers).collect(), ..options(&decoder) };
     let mut steps = Vec::new();
-    let mut seen = Sums::default();
+    let mut seen = Seen::default();
     let mut count = |done, total| {
         steps.push((done, total));
         ControlFlow::Continue(())
@@ -224,7 +226,7 @@ fn a_sweep_stops_when_asked() {
             seen = done;
             if done == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let stopped = sweep::run(&decoder, &samples, &options(&decoder), &mut Sums::default(), &mut stop);
+        let stopped = sweep::run(&decoder, &samples, &options(&decoder), &mut Seen::default(), &mut stop);
         assert!(matches!(stopped, Err(ModelError::Stopped)));
         assert_eq!(seen, last);
     }
@@ -258,7 +260,7 @@ fn errors_of_the_observer_and_unknown_layers_are_passed_on() {
     let decoder = load("llama-gqa", Kind::Float);
     let samples = samples(decoder.config.vocab, 2, 8);
     for at in ["A:model.layers.1.mlp.down_proj", "G:model.layers.0.self_attn.o_proj"] {
-        let mut failing = Sums { fail_at: Some(at), ..Sums::default() };
+        let mut failing = Seen { fail_at: Some(at), ..Seen::default() };
         let error =
             sweep::run(&decoder, &samples, &options(&decoder), &mut failing, &mut |_, _| ControlFlow::Continue(()));
         let Err(ModelError::Observer { block, source }) = error else { panic!("{error:?}") };

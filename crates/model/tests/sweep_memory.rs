@@ -1,5 +1,7 @@
 //! Peak memory of the sweep must not grow with depth. Alone in its file: it measures the whole process.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
 #[path = "common/random.rs"]
 mod random;
 
@@ -34,7 +36,7 @@ fn memory(field: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-const SAMPLES: usize = 8;
+const SAMPLES: usize = 4;
 const TOKENS: usize = 256;
 const FFN: i64 = 2048;
 const HIDDEN: i64 = 64;
@@ -71,12 +73,15 @@ fn peak(blocks: u32) -> u64 {
     memory("VmHWM") - before - boundaries
 }
 
-/// Returns [`peak`] of a process of its own: a used heap would hide what the sweep takes.
+/// Returns [`peak`] of a process of its own, in which every large tensor is mapped and unmapped by itself: what is
+/// resident is what is alive, not what the heap keeps in reserve.
 fn peak_in_new_process(blocks: u32) -> u64 {
-    let program = std::env::current_exe().unwrap();
-    let args = ["--exact", "peak_memory_does_not_grow_with_depth", "--nocapture"];
-    let output =
-        std::process::Command::new(program).args(args).env("PEAK_OF_BLOCKS", blocks.to_string()).output().unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "peak_memory_does_not_grow_with_depth", "--nocapture"])
+        .env("PEAK_OF_BLOCKS", blocks.to_string())
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let line = text.lines().find_map(|line| line.split("peak=").nth(1));
     line.unwrap_or_else(|| panic!("{text} {}", String::from_utf8_lossy(&output.stderr))).trim().parse().unwrap()
@@ -92,5 +97,5 @@ fn peak_memory_does_not_grow_with_depth() {
     println!("4 blocks {shallow}, 16 blocks {deep}, one wide tensor {WIDE}");
     assert!(shallow > 2 * WIDE, "{shallow}: the measurement misses the graph, which holds several of {WIDE}");
     // If one wide tensor per block lived on, there would be twelve more.
-    assert!(deep < shallow + 2 * WIDE, "4 blocks {shallow}, 16 blocks {deep}, one wide tensor {WIDE}");
+    assert!(deep < shallow + WIDE, "4 blocks {shallow}, 16 blocks {deep}, one wide tensor {WIDE}");
 }

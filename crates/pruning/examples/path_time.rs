@@ -1,7 +1,8 @@
-//! Prints how long a layer's path and update take: `cargo run --release -p pruning --example path_time [C] [R]`.
+//! Prints how long a layer's path and update take, and how its Cholesky stage compares with plain matrix products of the
+//! same operations: `cargo run --release -p pruning --example path_time [C] [R]`.
 #![allow(clippy::print_stdout)]
 
-use curvature::{BlockFactors, Side};
+use curvature::{BlockFactors, Damping, Side, factorise};
 use pruning::{LayerProblem, Units, coupled_path, coupled_update, row_column_path, row_column_update};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -17,6 +18,7 @@ fn main() -> Result<(), Failure> {
     let device = Device::cuda_if_available();
     println!("{device:?}, {} threads, C = {columns}, R = {rows}", tch::get_num_threads());
     let problem = timed("factors (4096 tokens)", || problem(rows, columns, device))?;
+    cholesky_floor(columns, problem.a_cc.as_ref())?;
     let ffn = units(UnitKind::FfnChannel, columns as u32, 1);
     let heads = units(UnitKind::QueryHead, (columns / 64) as u32, 64);
     for (name, units) in [("ffn channels", &ffn), ("blocks of 64", &heads)] {
@@ -69,6 +71,27 @@ fn problem(rows: i64, columns: i64, device: Device) -> Result<LayerProblem, Fail
         damping_a: 0.01,
         damping_g: 0.01,
     })
+}
+
+/// Prints the time of factorisation and inverse (n³ operations) as a ratio to a product of the same count (half of 2n³).
+fn cholesky_floor(n: i64, a_cc: Option<&Tensor>) -> Result<(), Failure> {
+    let Some(a_cc) = a_cc else { return Ok(()) };
+    let mut ratios = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
+        let factor = factorise("A", a_cc, Damping { lambda: 0.01 }, 4096)?;
+        let inverse = curvature::inverse(&factor.l)?;
+        let took = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let product = a_cc.f_matmul(&inverse.f_narrow(1, 0, n / 2)?)?;
+        let floor = start.elapsed().as_secs_f64();
+        std::hint::black_box(product);
+        ratios.push((took / floor, took, floor));
+    }
+    ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (ratio, took, floor) = ratios[ratios.len() / 2];
+    println!("Cholesky and inverse of A: {took:.3} s, product of as many operations {floor:.3} s, ratio {ratio:.2} (median of 5)");
+    Ok(())
 }
 
 fn units(kind: UnitKind, count: u32, columns_per_unit: u32) -> Units {

@@ -78,11 +78,12 @@ fn coupled_removals(
 /// Returns the order in which a layer's rows and columns go, with marginal costs, until 98 % of the live weights are freed
 /// or one row and one column are left.
 ///
-/// `problem` is of full size; only the block of `live_rows` and `live_columns` (and the bias column) is looked at. A row frees a weight in
-/// each column that is left, a column one in each row. Sequential: the next is the one with the least cost per freed weight, among
-/// rows ½ w_r A w_rᵀ / Gi_rr and columns ½ w_cᵀ G w_c / Ai_cc of what is left, both sides updated. Independent: by rising cost in the
-/// initial state. Without an update costs are ½ w_r A w_rᵀ G_rr and ½ w_cᵀ G w_c A_cc, and the order is the
-/// independent one whatever `scoring` says: marginals without update need both products W A and G W at every step.
+/// `problem` is of full size; only the block of `live_rows` and `live_columns` (and the bias column) is looked at. A row
+/// frees a weight in each column that is left, a column one in each row. Sequential: the next is the one with the least
+/// cost per freed weight, among rows ½ w_r A w_rᵀ / Gi_rr and columns ½ w_cᵀ G w_c / Ai_cc of what is left, both sides
+/// updated. Independent: by rising cost in the initial state. Without an update costs are ½ w_r A w_rᵀ G_rr and
+/// ½ w_cᵀ G w_c A_cc, and the order is the independent one whatever `scoring` says: marginals without update need both
+/// products W A and G W at every step.
 ///
 /// # Errors
 /// As [`coupled_path`].

@@ -1,7 +1,8 @@
 //! The shell that both kinds of worker share: register, lease tasks, hand them to a handler, report, stay alive, stop.
 //!
-//! One batch of tasks is with the handler at a time; the next is leased when the handler returns. A lease lives as long
-//! as heartbeats arrive; a task whose lease is lost is dropped by its token. What the tasks are is the handler's matter.
+//! As many batches of tasks are with the handler as the worker allows; the next is leased while there are fewer. A worker
+//! whose tasks wait for each other (a surgeon's blocks fill a calibrator's shelf together) must allow several, so that a
+//! task given back is leased again while its siblings wait. A lease lives as long as heartbeats arrive; a task whose lease is lost is dropped by its token. What the tasks are is the handler's matter.
 
 mod client;
 mod heartbeat;
@@ -14,7 +15,7 @@ use lease::Leases;
 use proto::v1;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -40,6 +41,8 @@ pub struct WorkerOptions {
     pub device: String,
     /// Tasks it leases at once.
     pub max_tasks: u32,
+    /// Batches that are with the handler at a time, at least 1.
+    pub max_batches: usize,
 }
 
 /// Carries out tasks.
@@ -89,12 +92,16 @@ async fn work<H: TaskHandler>(
     handler: &Arc<H>,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
+    let mut batches = JoinSet::new();
     loop {
-        let Some(leased) = until(shutdown, client.lease()).await else { return Ok(()) };
+        while batches.len() >= client.max_batches() {
+            batches.join_next().await;
+        }
+        let Some(leased) = until(shutdown, client.lease()).await else { break };
         let tasks = match leased {
             Ok(tasks) => tasks,
             Err(status) if client::is_unknown_worker(&status) => {
-                let Some(registered) = until(shutdown, client.register()).await else { return Ok(()) };
+                let Some(registered) = until(shutdown, client.register()).await else { break };
                 registered.map_err(refusal)?;
                 continue;
             }
@@ -105,20 +112,25 @@ async fn work<H: TaskHandler>(
         }
         tracing::debug!(tasks = tasks.len(), "tasks leased");
         let batch: Vec<Leased> = tasks.into_iter().map(|task| leases.add(client, task, shutdown)).collect();
-        let of_batch: Vec<Lease> = batch.iter().map(|leased| leased.lease.clone()).collect();
-        let handling = handler.clone();
-        let mut handled = tokio::spawn(async move { handling.handle(batch).await });
-        let Some(joined) = join(&mut handled, shutdown).await else {
-            tracing::warn!("the handler does not return in time; its tasks are released");
-            handled.abort();
-            return Ok(());
-        };
-        let panicked = joined.is_err_and(|e| e.is_panic());
-        let settled = futures::future::join_all(of_batch.iter().map(|lease| settle(lease, panicked)));
-        if until(shutdown, settled).await.is_none() {
-            return Ok(());
-        }
+        batches.spawn(carry_out(batch, handler.clone(), shutdown.clone()));
     }
+    while batches.join_next().await.is_some() {} // each is bounded by the handler's grace
+    Ok(())
+}
+
+/// Has one batch handled, then gives back what the handler left open.
+async fn carry_out<H: TaskHandler>(batch: Vec<Leased>, handler: Arc<H>, shutdown: CancellationToken) {
+    let of_batch: Vec<Lease> = batch.iter().map(|leased| leased.lease.clone()).collect();
+    let mut handled = tokio::spawn(async move { handler.handle(batch).await });
+    let Some(joined) = join(&mut handled, &shutdown).await else {
+        tracing::warn!("the handler does not return in time; its tasks are released");
+        handled.abort();
+        return;
+    };
+    let panicked = joined.is_err_and(|e| e.is_panic());
+    let settled = futures::future::join_all(of_batch.iter().map(|lease| settle(lease, panicked)));
+    // After a stop the worker releases everything that is open, within its own bound.
+    let _ = until(&shutdown, settled).await;
 }
 
 /// Waits for a batch; once `shutdown` fires no longer than the handler's grace.

@@ -223,6 +223,7 @@ fn start(script: Script) -> Stage {
         libtorch: "2.11.0".into(),
         device: "cpu".into(),
         max_tasks: 8,
+        max_batches: 1,
     };
     let channel = Connector::new(network).channel("memory://coordinator").unwrap();
     let handler = Arc::new(Handler { errors: Mutex::default(), dropped: Notify::new() });

@@ -37,7 +37,7 @@ impl Handler {
             })
             .await?;
         let json = serde_json::to_vec(&paths).map_err(|e| Error::Bug(format!("paths do not fit into JSON: {e}")))?;
-        let paths = self.keep(keys::paths(&shot.0, shot.1, block.block), Bytes::from(json)).await?;
+        let paths = self.keep(keys::paths(&shot.0, shot.1, block.number), Bytes::from(json)).await?;
         let compute_seconds = start.elapsed().as_secs_f64();
         tracing::info!(bytes = paths.bytes, compute_seconds, "block scored");
         Ok(v1::ScoreResult { paths: Some(paths.into()), compute_seconds })
@@ -84,7 +84,7 @@ impl Handler {
 
     /// Returns a block with its layers' present weights.
     async fn block_job(&self, spec: RunSpec, block: &Block) -> Result<BlockJob, Error> {
-        let (number, of) = (block.block, spec.clone());
+        let (number, of) = (block.number, spec.clone());
         let description = self.on_bench(move |bench| bench.describe(&of, number)).await?;
         let changed = self.changed(block, &description).await?;
         Ok(BlockJob { spec, block: description, changed })
@@ -108,9 +108,9 @@ impl Handler {
             if lease.token().is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let bytes = match self.store.get(&keys::factors(&shot.0, shot.1, shard, block.block)).await {
+            let bytes = match self.store.get(&keys::factors(&shot.0, shot.1, shard, block.number)).await {
                 Err(StoreError::NotFound { .. }) => {
-                    return Err(Error::FactorsGone { shard, blocks: vec![block.block] });
+                    return Err(Error::FactorsGone { shard, blocks: vec![block.number] });
                 }
                 other => other?,
             };

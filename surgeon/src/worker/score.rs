@@ -15,7 +15,7 @@ use types::RunSpec;
 
 /// After so long without a new byte the tasks are given back and leased anew, with whatever else has become free: the
 /// sweep may wait for a block that nobody here was asked for.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// One block to be scored.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct ScoreBatch<'a> {
 impl<'a> ScoreBatch<'a> {
     /// Returns the batch of some tasks of one shot.
     pub(super) fn new(handler: &'a Handler, shot: Shot, tasks: Vec<ScoreTask>) -> Self {
-        let waiting = tasks.into_iter().map(|task| (task.block.block, task)).collect();
+        let waiting = tasks.into_iter().map(|task| (task.block.number, task)).collect();
         Self { handler, shot, waiting }
     }
 
@@ -50,7 +50,7 @@ impl<'a> ScoreBatch<'a> {
         let blocks: BTreeSet<u32> = self.waiting.keys().copied().collect();
         let leases: Vec<Lease> = self.waiting.values().map(|task| task.lease.clone()).collect();
         for block in &blocks {
-            self.handler.board.note(&self.shot.run, self.shot.shot, *block, (0, self.shot.shards));
+            self.handler.board.note(&self.shot.run, self.shot.number, *block, (0, self.shot.shards));
         }
         let gathering = self.handler.gatherer.start(&self.shot, &blocks);
         // Room for all, so that gathering never waits for computing.
@@ -63,7 +63,7 @@ impl<'a> ScoreBatch<'a> {
             }
         };
         tokio::join!(gather, compute(handler, &shot, receiver));
-        handler.board.forget(&shot.run, shot.shot);
+        handler.board.forget(&shot.run, shot.number, &blocks);
     }
 
     /// Hands blocks on as they become ready; fails the one that cannot be gathered.
@@ -81,7 +81,7 @@ impl<'a> ScoreBatch<'a> {
             match event {
                 Event::Progress { block, missing } => {
                     let stored = shards - missing as u32;
-                    self.handler.board.note(&self.shot.run, self.shot.shot, block, (stored, shards));
+                    self.handler.board.note(&self.shot.run, self.shot.number, block, (stored, shards));
                     if let Some(task) = self.waiting.get(&block) {
                         task.lease.progress(u64::from(stored), u64::from(shards) + 1);
                     }
@@ -113,7 +113,7 @@ async fn compute(handler: &Handler, shot: &Shot, mut ready: mpsc::Receiver<Score
         let result = if lease.token().is_cancelled() {
             Err(Error::Cancelled)
         } else {
-            let number = (shot.run.clone(), shot.shot);
+            let number = (shot.run.clone(), shot.number);
             let scored = handler.score_block(&number, spec, &block, &lease);
             scored.instrument(span.clone()).await.map(TaskResult::Score)
         };

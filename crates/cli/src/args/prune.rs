@@ -19,16 +19,20 @@ result is the same to the bit as if nothing had happened.
 
 Examples:
   Keep 80 % of the decoder's weights, in four shots:
-    llm-surgeon prune SmolLM2-135M --data calibration.jsonl --eval-data held-out.txt --target-size 0.8 --out smaller
+    llm-surgeon prune SmolLM2-135M --data calibration.jsonl --eval-data held-out.txt \\
+      --target-size 0.8 --out smaller
 
   A quick first try, with less text and one shot:
-    llm-surgeon prune SmolLM2-135M --data text/ --target-size 0.9 --shots 1 --samples 32 --seq-len 512 --out try
+    llm-surgeon prune SmolLM2-135M --data text/ --target-size 0.9 --shots 1 \\
+      --samples 32 --seq-len 512 --out try
 
   A model that fits 250 MiB, from several sources:
-    llm-surgeon prune MODEL --data 'chat/*.jsonl.zst' --data wiki.parquet --target-bytes 250MiB --out small
+    llm-surgeon prune MODEL --data 'chat/*.jsonl.zst' --data wiki.parquet \\
+      --target-bytes 250MiB --out small
 
   Magnitude pruning at the same size, as a baseline:
-    llm-surgeon prune MODEL --data text/ --target-size 0.8 --curvature identity --update none --out baseline";
+    llm-surgeon prune MODEL --data text/ --target-size 0.8 \\
+      --curvature identity --update none --out baseline";
 
 /// Damping of both Kronecker factors.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -142,7 +146,7 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_parser = parser::<Dtype>(choice::DTYPE), default_value = "f32", help_heading = "Machine")]
     pub(crate) dtype: Dtype,
     /// Number format of the states kept between the passes [default: that of --dtype]
-    #[arg(long, value_parser = parser::<Dtype>(choice::DTYPE), help_heading = "Machine")]
+    #[arg(long, value_name = "DTYPE", value_parser = parser::<Dtype>(choice::DTYPE), help_heading = "Machine")]
     pub(crate) boundary_dtype: Option<Dtype>,
     /// Memory for activations during a sweep, e.g. 2GiB; the weights and one block's factors come on top
     ///
@@ -156,7 +160,8 @@ pub(crate) struct PruneArgs {
     pub(crate) out: PathBuf,
     /// Folder of the run's journal and of what is kept between shots [default: OUT.state]
     ///
-    /// Holds up to twice the model's size while the run lasts. After success it may be removed.
+    /// While a shot lasts it also holds that shot's curvature, which can be many times the model's size. After success it
+    /// may be removed.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(crate) state: Option<PathBuf>,
     /// No progress; only the folder's path at the end

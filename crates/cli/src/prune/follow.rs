@@ -65,7 +65,7 @@ impl Follower {
         match ended {
             Ok(ended) => self.conclude(&ended?),
             Err(Some(gone)) => Err(gone),
-            Err(None) => Err(self.pause(signals).await),
+            Err(None) => Err(self.pause(local, signals).await),
         }
     }
 
@@ -132,18 +132,17 @@ impl Follower {
         }
     }
 
-    /// Pauses the run after a signal.
-    async fn pause(&self, signals: &Shutdown) -> CliError {
+    /// Has the workers give back their tasks, then pauses the run, after a signal.
+    async fn pause(&self, local: &mut Local, signals: &Shutdown) -> CliError {
+        local.stop_workers(DRAIN).await;
         let request_id = RequestIds::new("cli").next();
         let request = v1::PauseRunRequest { request_id, name: self.name.clone() };
         let mut client = self.client.clone();
         // If this does not come through, the journal holds what is committed all the same.
         let _ = tokio::time::timeout(DRAIN, client.pause_run(request)).await;
-        let done = self.history.shots_done();
-        let what = format!(
-            "run {} is paused after shot {done}; the same command resumes it from the last committed step",
-            run_id(&self.name)
-        );
+        let (run, done) = (run_id(&self.name), self.history.shots_done());
+        let shots = self.history.spec.as_ref().map_or(0, |s| s.shots);
+        let what = format!("run {run} is paused, {done} of {shots} shots are committed; the same command resumes it");
         let signal = signals.signal().unwrap_or(service::shutdown::Signal::Terminate);
         CliError::Interrupted { signal, what }
     }

@@ -4,18 +4,14 @@ use crate::args::PruneArgs;
 use crate::error::CliError;
 use model::ModelConfig;
 use std::path::Path;
-use types::RunSpec;
+use types::{RunSpec, Target};
 
 /// Tokens of a sample where the model allows them.
 const USUAL_SEQ_LEN: u64 = 2048;
 
 /// Returns the specification that the flags ask for, or all that is wrong with it.
 pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, CliError> {
-    let target = args.target.target().ok_or_else(|| {
-        CliError::Usage(
-            "no target: give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB".into(),
-        )
-    })?;
+    let target = target(args)?;
     let absolute_all =
         |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
     let spec = RunSpec {
@@ -47,6 +43,12 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         memory: args.memory,
     };
     spec.validated().map_err(CliError::Spec)
+}
+
+/// Returns the size to reach.
+pub(super) fn target(args: &PruneArgs) -> Result<Target, CliError> {
+    let advice = "give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB";
+    args.target.target().ok_or_else(|| CliError::Usage(format!("no target: {advice}")))
 }
 
 /// Returns 2048, or what the model takes if that is less.

@@ -133,7 +133,7 @@ impl Summary {
 
     fn places(&self) -> Table {
         let mut table = Table::new(&[Align::Left, Align::Left]);
-        table.row(["output", &format!("{} ({})", self.output, format_bytes(self.output_bytes))]);
+        table.row(["output", &format!("{} (the folder has {})", self.output, format_bytes(self.output_bytes))]);
         table.row(["state", &format!("{} (may be removed)", self.state)]);
         table.row(["check", &self.lm_eval]);
         table

@@ -169,7 +169,7 @@ fn the_page_has_every_figure_with_its_protocol() {
         "Largest damping used: 0.1 (asked: 0.01); raised for 1 layer: model.layers.0.mlp.down_proj.",
         "reading the folder back: 3.0e-6",
         "warning: few tokens",
-        "output  /out dir/small (5.2 KiB)",
+        "output  /out dir/small (the folder has 5.2 KiB)",
         "lm_eval --model hf --model_args 'pretrained=/out dir/small,dtype=float32' --tasks wikitext",
     ] {
         assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");

@@ -96,7 +96,7 @@ pub fn write(
     let staging = Staging::begin(output)?;
     staging.write("config.json", config.as_bytes())?;
     staging.write(REPORT, report_json.as_bytes())?;
-    staging.write("README.md", card::text(folder, output).as_bytes())?;
+    staging.write("README.md", card::text(folder).as_bytes())?;
     for name in companions(folder.path())? {
         staging.copy(&folder.path().join(&name), &name)?;
     }

@@ -121,7 +121,8 @@ impl Side {
         Ok((slot.f_select(0, 0)?, slot.f_select(0, 1)?))
     }
 
-    /// Returns the current row `i` of W (`[other]`), where `w` has this side as its first dimension and is as of the last `settle`.
+    /// Returns the current row `i` of W (`[other]`), where `w` has this side as its first dimension and is as of the last
+    /// `settle`.
     pub(super) fn weights(&self, w: &Tensor, i: &Tensor, other: &Self) -> Result<Tensor, PruningError> {
         let mut y = w.f_index_select(0, i)?.f_reshape([-1])?;
         if let Some(coefficients) = self.coefficients(i)? {

@@ -29,6 +29,11 @@ pub(super) fn is_unknown_worker(status: &Status) -> bool {
 }
 
 impl Client {
+    /// Returns how many batches may be with the handler.
+    pub(super) fn max_batches(&self) -> usize {
+        self.options.max_batches.max(1)
+    }
+
     pub(super) fn new(channel: Channel, options: WorkerOptions) -> Self {
         let service = WorkerServiceClient::new(channel)
             .max_decoding_message_size(proto::MAX_CONTROL_BYTES)

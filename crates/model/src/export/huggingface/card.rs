@@ -6,14 +6,14 @@ use std::path::Path;
 /// Keys of the base model's card that hold for the pruned model as well.
 const INHERITED: [&str; 4] = ["license:", "license_name:", "license_link:", "language:"];
 
-/// Returns README.md for the model pruned from `folder`.
-pub(super) fn text(folder: &ModelFolder, output: &Path) -> String {
+/// Returns README.md for the model pruned from `folder`. Does not name the output: its bytes do not depend on where it
+/// is written.
+pub(super) fn text(folder: &ModelFolder) -> String {
     let base = base_model(folder.path());
-    let name = output.file_name().map_or_else(|| "Pruned model".into(), |name| name.to_string_lossy());
-    let inherited: String = inherited(folder.path()).iter().map(|line| format!("{line}\n")).collect();
+    let inherited = inherited(folder.path());
     format!(
         "---\n{inherited}base_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- pruned\n---\n\n\
-         # {name}\n\n\
+         # {base}, pruned\n\n\
          A smaller version of `{base}`, made by LLM Surgeon (structured pruning with Kronecker-factored curvature, \
          arXiv 2312.17244). What was removed where, what it cost and how it was measured is in `pruning_report.json`.\n\n\
          The licence of the base model applies.\n"
@@ -33,19 +33,20 @@ fn base_model(folder: &Path) -> String {
 }
 
 /// Returns the lines of the base model's card that are kept.
-fn inherited(folder: &Path) -> Vec<String> {
-    let Ok(card) = std::fs::read_to_string(folder.join("README.md")) else { return Vec::new() };
+fn inherited(folder: &Path) -> String {
+    let Ok(card) = std::fs::read_to_string(folder.join("README.md")) else { return String::new() };
     let mut lines = card.lines();
     if lines.next().map(str::trim_end) != Some("---") {
-        return Vec::new();
+        return String::new();
     }
-    let mut kept = Vec::new();
+    let mut kept = String::new();
     let mut inside = false;
     for line in lines.take_while(|line| line.trim_end() != "---") {
         // A list's items stand below its key, indented or with a dash.
         inside = if line.starts_with([' ', '-']) { inside } else { INHERITED.iter().any(|key| line.starts_with(key)) };
         if inside {
-            kept.push(line.trim_end().to_owned());
+            kept.push_str(line.trim_end());
+            kept.push('\n');
         }
     }
     kept

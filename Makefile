@@ -1,0 +1,125 @@
+# The menu. `make` or `make help` shows it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export LLM_SURGEON_CACHE := $(abspath $(or $(LLM_SURGEON_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llm-surgeon))
+CACHE := $(LLM_SURGEON_CACHE)
+
+# One profile everywhere: torch-sys takes minutes to compile, so it is compiled once.
+CARGO ?= cargo
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+TEST_FLAGS ?=
+
+# make demo TARGET_SIZE=0.7 SHOTS=8 DEMO_ARGS="--shape per-layer"
+MODEL ?= $(CACHE)/models/SmolLM2-135M-Instruct
+TARGET_SIZE ?= 0.8
+SHOTS ?= 4
+SAMPLES ?= 16
+SEQ_LEN ?= 512
+DEMO_OUT ?= demo-out
+DEMO_ARGS ?=
+
+.PHONY: help
+help: ## Show this menu
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Cache (libtorch, builds, models, text): $(CACHE)"
+	@echo "  Another one: LLM_SURGEON_CACHE=DIR. Own libtorch: LIBTORCH=DIR. CPU or CUDA set: LLM_SURGEON_CUDA=0|1."
+
+# ---- use -------------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: ## Check the tools, put libtorch into the cache (VERIFY=1: check its digests again)
+	@scripts/setup.sh
+
+.PHONY: build
+build: setup ## Build llm-surgeon
+	@$(CARGO) build --release --workspace --bins
+
+.PHONY: demo
+demo: build demo-model demo-data ## Prune SmolLM2-135M to 80 % and print what it cost (TARGET_SIZE, SHOTS, SAMPLES, SEQ_LEN, DEMO_ARGS)
+	@scripts/demo.sh "$(MODEL)" "$(DEMO_OUT)" --target-size $(TARGET_SIZE) --shots $(SHOTS) --samples $(SAMPLES) --seq-len $(SEQ_LEN) $(DEMO_ARGS)
+
+.PHONY: demo-model
+demo-model: ## Make SmolLM2-135M-Instruct in the cache
+	@scripts/demo_model.sh SmolLM2-135M-Instruct
+
+.PHONY: demo-data
+demo-data: ## Put the State of the Union addresses into the cache
+	@scripts/demo_data.sh
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup test-models check-output ## Everything but lint; the test runner's summary comes last
+ifdef NEXTEST
+	@$(CARGO) test --release --workspace --doc --quiet
+	@$(CARGO) nextest run --release --workspace --no-fail-fast $(TEST_FLAGS)
+else
+	@$(CARGO) test --release --workspace --no-fail-fast $(TEST_FLAGS)
+endif
+
+# Binaries and tests in one go: the end-to-end tests run the binary, and one set of features is compiled once.
+.PHONY: build-tests
+build-tests: setup
+	@$(CARGO) build --release --workspace --bins --tests
+
+.PHONY: test-models
+test-models: ## Make glassllm-en, the tests' small trained model, in the cache
+	@scripts/demo_model.sh glassllm-en
+
+.PHONY: check-output
+check-output: build-tests test-models ## Prune glassllm and check the folders with transformers' AutoConfig, without torch
+	@scripts/check_output.sh
+
+.PHONY: test-fast
+test-fast: ## Only what needs no libtorch: types, planning, the contract, services without tensors
+	@$(CARGO) test --release -p types -p planning -p proto -p service -p coordinator $(TEST_FLAGS)
+
+.PHONY: e2e
+e2e: setup test-models build-tests ## Only the end-to-end tests
+	@$(CARGO) test --release -p e2e $(TEST_FLAGS)
+
+.PHONY: lint
+lint: setup ## Cargo.lock, fmt, clippy, cargo deny, buf: all without warnings
+	@$(CARGO) metadata --locked --format-version 1 >/dev/null
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@scripts/deny.sh
+	@scripts/buf.sh lint
+
+.PHONY: fmt
+fmt: ## Format the code
+	@$(CARGO) fmt --all
+
+.PHONY: verify-hf
+verify-hf: build ## Compare perplexity with transformers + torch (FOLDERS=..., 4.3 GB of packages)
+	@scripts/verify_hf.sh $(or $(FOLDERS),$(MODEL))
+
+.PHONY: golden
+golden: ## Make testdata/golden again with transformers + torch: a reviewed difference
+	@scripts/golden.sh
+
+# ---- measure ---------------------------------------------------------------------------------------------------------
+
+.PHONY: bench
+bench: build demo-model demo-data ## Time of each stage against its floor; writes docs/performance.md
+	@scripts/bench.sh
+
+.PHONY: quality-table
+quality-table: build demo-model demo-data ## Perplexity by size and method on SmolLM2, as a table; writes docs/quality.md (half an hour)
+	@python3 scripts/quality_table.py --binary "$$(scripts/binary.sh)" --cache "$(CACHE)"
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+.PHONY: doc
+doc: setup ## Build the API documentation
+	@$(CARGO) doc --release --workspace --no-deps
+
+.PHONY: clean-cache
+clean-cache: ## Remove the cache: libtorch, builds, models, text, Python environments
+	@[ -e "$(CACHE)" ] || { echo "nothing to remove: $(CACHE) does not exist"; exit 0; }; \
+	  [ -e "$(CACHE)/.lock" ] || { echo "$(CACHE) was not made by this project: not removed" >&2; exit 1; }; \
+	  du -sh "$(CACHE)"; rm -rf "$(CACHE)" .cargo/config.toml

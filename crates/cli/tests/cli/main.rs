@@ -1,0 +1,8 @@
+//! The program as people meet it: help, refusals with their exit codes, results on standard output. Runs the real binary
+//! on tiny models. What pruning computes, and what survives a kill, is tested end to end elsewhere.
+
+mod eval;
+mod help;
+mod inspect;
+mod place;
+mod prune;

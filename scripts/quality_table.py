@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Prunes SmolLM2-135M by size and method, and prints a Markdown table of held-out perplexity relative to dense.
+
+Every row is one `llm-surgeon prune` on the same data, seed and machine. The table goes to standard output and to
+docs/quality.md. Rows that are done are kept in a folder and not done again, so the command can be stopped.
+
+    make quality-table            all rows (about half an hour on 2 quiet cores)
+    scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'per-layer'
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+COMMON = "--samples 32 --seq-len 512 --eval-samples 24 --multiple-of 2 --seed 0"
+
+# (name of the row, size, options)
+ROWS = [
+    ("uniform, one shot", 0.9, "--shots 1 --shape uniform"),
+    ("uniform, one shot", 0.8, "--shots 1 --shape uniform"),
+    ("per-layer, one shot", 0.9, "--shots 1 --shape per-layer"),
+    ("per-layer, one shot", 0.8, "--shots 1 --shape per-layer"),
+    ("per-layer, one shot", 0.7, "--shots 1 --shape per-layer"),
+    ("per-layer, 4 shots", 0.7, "--shots 4 --shape per-layer"),
+    ("per-layer, one shot, no update", 0.8, "--shots 1 --shape per-layer --update none"),
+    ("per-layer, magnitude", 0.8, "--shots 1 --shape per-layer --curvature identity --update none"),
+]
+SIZES = [0.9, 0.8, 0.7]
+
+
+def prune(binary, cache, work, size, options):
+    """Returns the summary of one run, from `work` if it was done before."""
+    model = cache / "models" / "SmolLM2-135M-Instruct"
+    text = cache / "sotu"
+    arguments = f"--target-size {size} {options} {COMMON}".split()
+    kept = work / (hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:16] + ".json")
+    if kept.exists():
+        return json.loads(kept.read_text())
+    out = work / "out"
+    state = work / "out.state"
+    for left_over in (out, state):
+        shutil.rmtree(left_over, ignore_errors=True)
+    command = [binary, "prune", model, "--data", text / "calibration", "--eval-data", text / "heldout"]
+    command += ["--out", out, "--state", state, "--json", *arguments]
+    print("  " + " ".join(arguments), file=sys.stderr, flush=True)
+    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    if run.returncode != 0:
+        sys.exit(f"llm-surgeon prune {' '.join(arguments)} ended with {run.returncode}")
+    summary = json.loads(run.stdout.splitlines()[-1])
+    kept.write_text(json.dumps(summary))
+    for done in (out, state):
+        shutil.rmtree(done, ignore_errors=True)
+    return summary
+
+
+def render(results):
+    """Returns the table: one line a method, one column a size."""
+    first = next(iter(results.values()))
+    before = first["evaluation_before"]
+    lines = ["| method | " + " | ".join(f"{size:.0%} of the prunable weights" for size in SIZES) + " |"]
+    lines.append("|---" * (len(SIZES) + 1) + "|")
+    for name in dict.fromkeys(name for name, _ in results):
+        cells = []
+        for size in SIZES:
+            summary = results.get((name, size))
+            if summary is None:
+                cells.append("")
+                continue
+            after = summary["evaluation_after"]["perplexity"]
+            left = summary["after"]["prunable"] / summary["before"]["prunable"]
+            cells.append(f"× {after / before['perplexity']:.3f} ({left:.1%} left, {summary['seconds']['total']:.0f} s)")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    data = before["data"]
+    lines += [
+        "",
+        f"SmolLM2-135M-Instruct, `coupled`, {COMMON.replace('--', '')}; held-out perplexity of the dense model "
+        f"{before['perplexity']:.3f} ({before['segments']} of {before['segments_in_data']} segments of {before['seq_len']} "
+        f"tokens, {before['dtype']}, data {data['digest'][:12]}, tokenizer {data['tokenizer_digest'][:12]}, no BOS). "
+        "Made by `make quality-table`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True, help="llm-surgeon")
+    parser.add_argument("--cache", required=True, type=pathlib.Path, help="the cache with models and text")
+    parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    options = parser.parse_args()
+    work = options.cache / "quality"
+    work.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(pathlib.Path(options.binary).read_bytes()).hexdigest()[:16]
+    work = work / digest  # another program, other figures
+    work.mkdir(exist_ok=True)
+    results = {}
+    for name, size, row in ROWS:
+        if options.rows in name:
+            results[(name, size)] = prune(options.binary, options.cache, work, size, row)
+    table = render(results)
+    print(table)
+    if not options.rows:
+        page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
+        page.write_text("# Quality\n\nHeld-out perplexity relative to the dense model, by size and method.\n\n" + table)
+
+
+if __name__ == "__main__":
+    main()
