@@ -277,7 +277,7 @@ impl CliError {
 pub(crate) fn report_error(done: Result<(), CliError>) -> Exit {
     match done {
         Ok(()) => Exit::Done,
-        Err(error) if error.is_broken_pipe() => Exit::Done,
+        Err(error) if error.is_broken_pipe() => error.exit(),
         Err(error) => {
             let prefix = if matches!(error, CliError::Interrupted { .. }) { "" } else { "error: " };
             crate::output::tell(&format!("{prefix}{error}\n"));

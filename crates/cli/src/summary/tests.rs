@@ -152,6 +152,7 @@ fn summary() -> Summary {
 #[test]
 fn the_page_has_every_figure_with_its_protocol() {
     let page = summary().render();
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     for wanted in [
         "from 1,500 to 1,300 parameters in 11.0 s (run r-1)",
         "prunable weights         1,000      800   80.0 %",
@@ -172,7 +173,7 @@ fn the_page_has_every_figure_with_its_protocol() {
         "output  /out dir/small (the folder has 5.2 KiB)",
         "lm_eval --model hf --model_args 'pretrained=/out dir/small,dtype=float32' --tasks wikitext",
     ] {
-        assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");
+        assert!(words(&page).contains(&words(wanted)), "{wanted:?} is not in\n{page}");
     }
 }
 

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/golden");
@@ -74,6 +75,27 @@ impl Place {
             config[*key] = value.clone();
         }
         self.write("model/config.json", &config.to_string());
+    }
+
+    /// Runs the program in this folder, and sends it a signal (`INT`, `TERM`) once it has said `when`.
+    pub(crate) fn interrupt(&self, args: &[&str], when: &str, signal: &str) -> Said {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llm-surgeon"));
+        command.args(args).current_dir(self.0.path()).env_remove("LLM_SURGEON_LOG");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut stderr: Vec<String> = Vec::new();
+        while !stderr.last().is_some_and(|line| line.contains(when)) {
+            stderr.push(lines.next().unwrap());
+        }
+        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        stderr.extend(lines);
+        let output = child.wait_with_output().unwrap();
+        Said {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: stderr.join("\n"),
+        }
     }
 
     /// Runs the program in this folder.

@@ -176,3 +176,21 @@ fn json_is_the_journal_and_then_the_summary() {
     assert!(summary["after"]["prunable"].as_u64().unwrap() <= 8064 * 6 / 10);
     assert!(summary["evaluation_after"]["perplexity"].as_f64().unwrap() > 1.0);
 }
+
+#[test]
+fn a_signal_pauses_the_run_and_the_same_command_resumes_it() {
+    let place = Place::with("llama-gqa");
+    let args = "prune model --data text.txt --out out --target-size 0.6 --multiple-of 8 --shots 12 --samples 64 --seq-len 16 \
+                --memory 1MiB";
+    let args: Vec<&str> = args.split_whitespace().collect();
+    for (signal, code, name) in [("INT", 130, "stopped by Ctrl-C"), ("TERM", 143, "stopped by SIGTERM")] {
+        let said = place.interrupt(&args, "swept", signal);
+        said.refused(code, &[name, "is paused", "of 12 shots are committed", "the same command resumes it"]);
+        assert!(!said.stderr.contains("WARN"), "{}", said.stderr);
+        assert!(!place.path("out").exists());
+    }
+    let said = place.run(&args);
+    assert!(said.stderr.contains("resuming run r-"), "{}", said.stderr);
+    assert!(said.done().contains("Pruned a llama model"));
+    assert!(place.path("out/config.json").exists());
+}

@@ -1,0 +1,89 @@
+//! What the method is for, on a small trained model: the update helps, curvature beats magnitude, and the result is what
+//! the summary says.
+
+use e2e::{expect, folder_digest, prune};
+use serde_json::Value;
+use std::path::Path;
+
+/// Prunes with extra options and returns the summary.
+fn summary(output: &Path, options: &[&str]) -> Value {
+    let run = expect(prune(output).args(options).arg("--json"), 0);
+    let text = String::from_utf8(run.stdout).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+fn perplexity(summary: &Value, when: &str) -> f64 {
+    summary[format!("evaluation_{when}")]["perplexity"].as_f64().unwrap()
+}
+
+#[test]
+fn the_update_helps_and_magnitude_is_far_behind() {
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str, options: &[&str]| {
+        let common = ["--shape", "per-layer"];
+        perplexity(&summary(&temp.path().join(name), &[&common, options].concat()), "after")
+    };
+    let updated = at("updated", &[]);
+    let plain = at("plain", &["--update", "none"]);
+    let magnitude = at("magnitude", &["--curvature", "identity", "--update", "none"]);
+    assert!(updated < plain, "with the update {updated}, without {plain}");
+    assert!(plain < magnitude, "without update {plain}, magnitude {magnitude}");
+}
+
+#[test]
+fn the_summary_agrees_with_a_second_look_at_the_folder() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let said = summary(&output, &[]);
+    let mut eval = std::process::Command::new(e2e::binary());
+    eval.arg("eval").arg(&output).arg("--data").arg(e2e::root().join("testdata/text/heldout"));
+    eval.args(["--seq-len", "128", "--samples", "8", "--device", "cpu", "--threads", "1", "--json"]);
+    let measured = String::from_utf8(expect(&mut eval, 0).stdout).unwrap();
+    let found = perplexity(&said, "after");
+    let measured: Value = serde_json::from_str(measured.trim()).unwrap();
+    let again = find(&measured, "perplexity").unwrap();
+    assert!((again / found - 1.0).abs() < 1e-4, "summary {found}, eval {again}");
+}
+
+/// Returns the first number under `key`, wherever it is.
+fn find(value: &Value, key: &str) -> Option<f64> {
+    match value {
+        Value::Object(map) => map.get(key).and_then(Value::as_f64).or_else(|| map.values().find_map(|v| find(v, key))),
+        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
+    let temp = tempfile::tempdir().unwrap();
+    let cases: [(&str, &[&str]); 6] = [
+        ("uniform", &["--shape", "uniform"]),
+        ("per-layer", &["--shape", "per-layer", "--scoring", "independent", "--schedule", "geometric"]),
+        ("query-heads", &["--heads", "query-head", "--shape", "per-layer"]),
+        ("keep-heads", &["--heads", "keep", "--fisher", "sampled"]),
+        ("row-column", &["--structure", "row-column"]),
+        ("paper", &["--structure", "row-column", "--scoring", "independent", "--boundary-dtype", "bf16"]),
+    ];
+    for (name, options) in cases {
+        let said = summary(&temp.path().join(name), options);
+        let (before, after) = (&said["before"]["prunable"], &said["after"]["prunable"]);
+        let left = after.as_f64().unwrap() / before.as_f64().unwrap();
+        assert!(left <= 0.8 && left > 0.77, "{name}: {left}");
+        assert!(perplexity(&said, "after") < 3.0 * perplexity(&said, "before"), "{name}");
+    }
+}
+
+#[test]
+fn equal_runs_give_equal_bytes() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let digests = [(); 2].map(|()| {
+        summary(&output, &["--fisher", "sampled"]);
+        let digest = folder_digest(&output);
+        std::fs::remove_dir_all(&output).unwrap();
+        std::fs::remove_dir_all(temp.path().join("pruned.state")).unwrap();
+        digest
+    });
+    assert_eq!(digests[0], digests[1]);
+}
