@@ -258,7 +258,7 @@ impl CliError {
             Self::Call { status, .. } => reason_of(status).map_or(Exit::Failed, failed_exit),
             Self::Failed { code, .. } => Reason::from_name(code).map_or(Exit::Failed, failed_exit),
             Self::Paused { code, .. } => match Reason::from_name(code) {
-                Some(Reason::StoreFull) => Exit::Io,
+                Some(Reason::StoreFull | Reason::StoreDenied | Reason::StoreUnavailable) => Exit::Io,
                 _ => Exit::Paused,
             },
             Self::Interrupted { signal: Signal::Interrupt, .. } => Exit::Interrupted,

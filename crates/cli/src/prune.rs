@@ -19,7 +19,7 @@ use proto::v1;
 use service::telemetry::{self, LogFormat};
 use service::{RequestIds, Shutdown, Store};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use types::RunSpec;
 
 /// How long workers may take to lay down their work.
@@ -123,8 +123,9 @@ impl Session<'_> {
         if before.as_ref().is_none_or(|run| run.state() != v1::RunState::Succeeded) {
             local.start_workers(&deployment)?;
         }
+        let started = SystemTime::now();
         let run = create_run(&client, &spec).await?;
-        let mut follower = Follower::new(client.clone(), &run, &spec, display, args.json);
+        let mut follower = Follower::new(client.clone(), &run, &spec, started, display, args.json);
         let Finished { history, timeline } = follower.until_it_ends(local, &signals).await?;
         let report = follow::report(&client, &run.name).await?;
         let id = follow::run_id(&run.name);

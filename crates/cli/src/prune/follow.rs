@@ -38,15 +38,22 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Returns a follower of a run that was just created or found.
-    pub(super) fn new(client: Client, run: &v1::Run, spec: &RunSpec, display: Display, json: bool) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    /// Records from before `started` are an earlier start's.
+    pub(super) fn new(
+        client: Client,
+        run: &v1::Run,
+        spec: &RunSpec,
+        started: SystemTime,
+        display: Display,
+        json: bool,
+    ) -> Self {
+        let since = started.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self {
             client,
             name: run.name.clone(),
             progress: Progress::new(display, spec.shots, !spec.eval_data.is_empty()),
             json,
-            // The run was created a moment ago; a second more shows its first records, too.
-            started_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_sub(1000),
+            started_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             next: 1,
             history: History::default(),
             timeline: Timeline::default(),
