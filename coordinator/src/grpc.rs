@@ -1,4 +1,4 @@
-//! CoordinatorService, the public one: decode, call, encode.
+//! `CoordinatorService`, the public one: decode, call, encode.
 
 use crate::run::Run;
 use crate::runs::{Coordinator, CreateError};

@@ -83,7 +83,7 @@ impl Coordinator {
         Ok(coordinator)
     }
 
-    /// Serves CoordinatorService and WorkerService on `incoming` until `shutdown`; then pauses every run.
+    /// Serves `CoordinatorService` and `WorkerService` on `incoming` until `shutdown`; then pauses every run.
     pub async fn serve<I, C>(
         self,
         incoming: I,

@@ -1,4 +1,4 @@
-//! WorkerService, where calibrators and surgeons find work: decode, call, encode.
+//! `WorkerService`, where calibrators and surgeons find work: decode, call, encode.
 
 use crate::error::lease_status;
 use crate::pool::{Member, lease_seconds};

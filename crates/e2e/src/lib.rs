@@ -21,7 +21,7 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Returns the glassllm model that `make setup-models` converts into the cache.
+/// Returns the glassllm model that `make test-models` converts into the cache.
 ///
 /// # Panics
 /// When it is not there.

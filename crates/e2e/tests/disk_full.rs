@@ -9,7 +9,7 @@ use std::process::Command;
 struct Small<'a>(&'a Path);
 
 impl Small<'_> {
-    fn mount(at: &Path, size: &str) -> Option<Small<'_>> {
+    fn mount<'a>(at: &'a Path, size: &str) -> Option<Small<'a>> {
         let options = format!("size={size}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
         mounted.is_ok_and(|s| s.success()).then_some(Small(at))
