@@ -2,7 +2,6 @@
 
 use types::RunId;
 
-
 /// Returns the folder of a run's journal.
 pub(crate) fn journal(run: &RunId) -> String {
     format!("runs/{run}/journal")

@@ -33,12 +33,6 @@ fn units_left(run: &Run, shot: u32, group: &UnitGroup) -> u32 {
     state.map_or(all, |s| u32::try_from(s.kept.len()).unwrap_or(u32::MAX))
 }
 
-/// Returns the smallest number of units a group must keep: FFN widths at least one rounding quantum.
-fn must_keep(run: &Run, group: &UnitGroup) -> u32 {
-    let quantum = if group.kind == types::UnitKind::FfnChannel { run.spec().multiple_of } else { 1 };
-    (group.min_keep.max(quantum.min(group.units))) * group.together
-}
-
 fn invalid(what: impl Into<String>, problem: impl Into<String>) -> RunError {
     RunError::Invalid { what: what.into(), problem: problem.into() }
 }

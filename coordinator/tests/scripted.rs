@@ -1,5 +1,7 @@
 //! The coordinator against scripted workers: no tensors, the real contract, the real journal.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use bytes::Bytes;
 use coordinator::Coordinator;
 use proto::v1;

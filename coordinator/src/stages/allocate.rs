@@ -1,6 +1,6 @@
 //! Stage 3, the only barrier: the paths of all layers become one cut per layer.
 
-use super::{invalid, must_keep, prepared, units_left};
+use super::{invalid, prepared, units_left};
 use crate::error::RunError;
 use crate::event::{CutChosen, Event};
 use crate::run::Run;
@@ -74,7 +74,7 @@ fn unit_path<'a>(run: &Run, shot: u32, path: &'a RemovalPath, group: &UnitGroup)
     let left = units_left(run, shot - 1, group);
     // Widths are rounded in the last shot only: between shots nothing needs to load anywhere.
     let rounded = group.kind == UnitKind::FfnChannel && shot == spec.shots;
-    let longest = left.saturating_sub(must_keep(run, group)) as usize;
+    let longest = left.saturating_sub(group.must_keep(spec.multiple_of)) as usize;
     LayerPath {
         layer: &path.layer,
         kind: group.kind,

@@ -1,6 +1,6 @@
 //! Model, data and target are checked before anything expensive; each shot opens with its size.
 
-use super::{bad_message, invalid, must_keep, prepared, wrong_result};
+use super::{bad_message, invalid, prepared, wrong_result};
 use crate::error::RunError;
 use crate::event::{Event, Prepared};
 use crate::run::Run;
@@ -76,10 +76,7 @@ fn check_target(run: &Run, found: &Prepared) -> Result<(), RunError> {
     if spec.structure == Structure::RowColumn || limit >= whole {
         return Ok(());
     }
-    let smallest = found.model.groups().fold(dense, |left, g| {
-        let removable = (g.units * g.together).saturating_sub(must_keep(run, g));
-        left - g.freed_per_unit * u64::from(removable)
-    });
+    let smallest = found.model.smallest(spec.multiple_of);
     if smallest.measured_by(&spec.target) <= limit {
         return Ok(());
     }

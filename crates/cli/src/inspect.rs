@@ -5,7 +5,7 @@ mod render;
 use crate::args::InspectArgs;
 use crate::error::CliError;
 use crate::output::{print, print_json};
-use crate::sizes::{Widths, check_target, smallest, uniform_widths};
+use crate::sizes::{Widths, check_target, uniform_widths};
 use model::{ModelFolder, units};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -74,7 +74,7 @@ fn inspect(args: &InspectArgs, folder: &ModelFolder) -> Result<Inspection, CliEr
         tied: config.tied,
         structure: args.structure,
         multiple_of: args.multiple_of,
-        smallest: (args.structure == Structure::Coupled).then(|| smallest(&description, args.multiple_of)),
+        smallest: (args.structure == Structure::Coupled).then(|| description.smallest(args.multiple_of)),
         left,
         description,
     })

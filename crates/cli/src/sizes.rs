@@ -6,24 +6,10 @@ use crate::text::{grouped, percent};
 use serde::Serialize;
 use types::{ModelDescription, Sizes, Target, UnitGroup, UnitKind, format_bytes};
 
-/// Returns how many units a group keeps at least: FFN widths one rounding quantum.
-fn must_keep(group: &UnitGroup, multiple_of: u32) -> u32 {
-    let quantum = if group.kind == UnitKind::FfnChannel { multiple_of.min(group.units) } else { 1 };
-    group.min_keep.max(quantum) * group.together
-}
-
-/// Returns the size of the smallest model that can be left.
-pub(crate) fn smallest(model: &ModelDescription, multiple_of: u32) -> Sizes {
-    model.groups().fold(model.dense, |left, group| {
-        let removable = (group.units * group.together).saturating_sub(must_keep(group, multiple_of));
-        left - group.freed_per_unit * u64::from(removable)
-    })
-}
-
 /// Refuses a target that cannot be reached.
 pub(crate) fn check_target(model: &ModelDescription, target: Target, multiple_of: u32) -> Result<(), CliError> {
     let limit = target.limit(&model.dense);
-    let least = smallest(model, multiple_of);
+    let least = model.smallest(multiple_of);
     if limit == 0 {
         return Err(CliError::Usage(format!("{}: leaves nothing of the model; ask for more", flag(target))));
     }
@@ -104,7 +90,7 @@ impl Side {
     fn new(groups: &[&UnitGroup], multiple_of: u32) -> Self {
         let range = groups.first().map(|group| {
             let step = if group.kind == UnitKind::FfnChannel { multiple_of } else { 1 };
-            (group.units, must_keep(group, multiple_of) / group.together.max(1), step.max(1))
+            (group.units, group.must_keep(multiple_of) / group.together.max(1), step.max(1))
         });
         // Units that only go together count as one here.
         let freed = groups.iter().map(|g| g.freed_per_unit * u64::from(g.together));
@@ -172,7 +158,7 @@ mod tests {
     #[test]
     fn a_target_below_what_can_remain_says_what_can() {
         // 1 group and 64 channels a block: 2 × (100 + 192) = 584 of 2336.
-        assert_eq!(smallest(&model(), 64).prunable, 584);
+        assert_eq!(model().smallest(64).prunable, 584);
         assert!(check_target(&model(), Target::Size(0.25), 64).is_ok());
         let error = check_target(&model(), Target::Size(0.2), 64).unwrap_err().to_string();
         assert!(error.contains("--target-size 0.2") && error.contains("at least 0.250"), "{error}");

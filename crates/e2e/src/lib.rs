@@ -36,20 +36,19 @@ pub fn glassllm() -> PathBuf {
 
 /// Returns `llm-surgeon prune` of glassllm on the repository's small text, small enough for a test: 2 shots to 80 %.
 pub fn prune(output: &Path) -> Command {
-    let text = root().join("testdata/text");
-    let mut command = Command::new(binary());
+    let mut command = prune_plain(output);
+    command.args(["--target-size", "0.8", "--eval-data"]).arg(root().join("testdata/text/heldout"));
+    command.args(["--eval-samples", "8"]);
     command
-        .arg("prune")
-        .arg(glassllm())
-        .arg("--data")
-        .arg(text.join("calibration"))
-        .arg("--eval-data")
-        .arg(text.join("heldout"))
-        .arg("--out")
-        .arg(output)
-        .args(["--target-size", "0.8", "--shots", "2", "--samples", "24", "--seq-len", "128", "--eval-samples", "8"])
-        .args(["--multiple-of", "1", "--device", "cpu", "--threads", "1"])
-        .env("RUST_BACKTRACE", "0");
+}
+
+/// Returns the same without target and held-out data.
+pub fn prune_plain(output: &Path) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("prune").arg(glassllm()).arg("--data").arg(root().join("testdata/text/calibration"));
+    command.arg("--out").arg(output);
+    command.args(["--shots", "2", "--samples", "24", "--seq-len", "128"]);
+    command.args(["--multiple-of", "1", "--device", "cpu", "--threads", "1"]).env("RUST_BACKTRACE", "0");
     command
 }
 

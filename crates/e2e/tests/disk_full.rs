@@ -1,6 +1,8 @@
 //! A disk that fills up pauses the run with a word, leaves nothing half-written, and the same command goes on after space
 //! is made. On a real, small file system; needs the right to mount one, as CI has.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use e2e::{expect, prune};
 use std::path::Path;
 use std::process::Command;

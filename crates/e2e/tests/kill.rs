@@ -1,5 +1,7 @@
 //! Kill the real process at any moment, type the same command again: the same folder, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use e2e::{expect, folder_digest, journal, prune};
 use std::path::Path;
 use std::process::{Child, Stdio};

@@ -1,6 +1,8 @@
 //! The dependency rules of the README's layout, checked against `cargo metadata`: maths knows no transport, transport takes
 //! no decision.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use cargo_metadata::{DependencyKind, MetadataCommand};
 use std::collections::BTreeMap;
 

@@ -1,13 +1,19 @@
 //! What the method is for, on a small trained model: the update helps, curvature beats magnitude, and the result is what
 //! the summary says.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use e2e::{expect, folder_digest, prune};
 use serde_json::Value;
 use std::path::Path;
 
 /// Prunes with extra options and returns the summary.
 fn summary(output: &Path, options: &[&str]) -> Value {
-    let run = expect(prune(output).args(options).arg("--json"), 0);
+    parse(prune(output).args(options))
+}
+
+fn parse(command: &mut std::process::Command) -> Value {
+    let run = expect(command.arg("--json"), 0);
     let text = String::from_utf8(run.stdout).unwrap();
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
@@ -16,18 +22,24 @@ fn perplexity(summary: &Value, when: &str) -> f64 {
     summary[format!("evaluation_{when}")]["perplexity"].as_f64().unwrap()
 }
 
+/// The claim is about the loss that the curvature is of: that of the calibration data. (The model has never seen text of
+/// this kind, so that on other text of it removing weights at random can even help.)
 #[test]
 fn the_update_helps_and_magnitude_is_far_behind() {
     let temp = tempfile::tempdir().unwrap();
+    let calibration = e2e::root().join("testdata/text/calibration").display().to_string();
     let at = |name: &str, options: &[&str]| {
-        let common = ["--shape", "per-layer"];
-        perplexity(&summary(&temp.path().join(name), &[&common, options].concat()), "after")
+        let common =
+            ["--shape", "per-layer", "--target-size", "0.5", "--eval-data", &calibration, "--eval-samples", "0"];
+        let said = parse(e2e::prune_plain(&temp.path().join(name)).args(common).args(options));
+        assert!(said["warnings"].to_string().contains("also calibration data"), "{}", said["warnings"]);
+        perplexity(&said, "after")
     };
     let updated = at("updated", &[]);
     let plain = at("plain", &["--update", "none"]);
     let magnitude = at("magnitude", &["--curvature", "identity", "--update", "none"]);
-    assert!(updated < plain, "with the update {updated}, without {plain}");
-    assert!(plain < magnitude, "without update {plain}, magnitude {magnitude}");
+    assert!(updated < 0.98 * plain, "with the update {updated}, without {plain}");
+    assert!(1.5 * plain < magnitude, "without update {plain}, magnitude {magnitude}");
 }
 
 #[test]

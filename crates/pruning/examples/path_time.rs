@@ -90,7 +90,9 @@ fn cholesky_floor(n: i64, a_cc: Option<&Tensor>) -> Result<(), Failure> {
     }
     ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (ratio, took, floor) = ratios[ratios.len() / 2];
-    println!("Cholesky and inverse of A: {took:.3} s, product of as many operations {floor:.3} s, ratio {ratio:.2} (median of 5)");
+    println!(
+        "Cholesky and inverse of A: {took:.3} s, product of as many operations {floor:.3} s, ratio {ratio:.2} (median of 5)"
+    );
     Ok(())
 }
 

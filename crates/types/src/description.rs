@@ -28,10 +28,12 @@ impl ModelDescription {
         self.blocks.iter().flat_map(|b| &b.groups)
     }
 
-    /// Returns the size of the smallest model that the unit groups can leave.
-    pub fn smallest(&self) -> Sizes {
-        self.groups()
-            .fold(self.dense, |left, g| left - g.freed_per_unit * u64::from((g.units - g.min_keep) * g.together))
+    /// Returns the size of the smallest model that can be left when FFN widths are multiples of `multiple_of`.
+    pub fn smallest(&self, multiple_of: u32) -> Sizes {
+        self.groups().fold(self.dense, |left, group| {
+            let removable = (group.units * group.together).saturating_sub(group.must_keep(multiple_of));
+            left - group.freed_per_unit * u64::from(removable)
+        })
     }
 }
 
@@ -80,6 +82,14 @@ pub struct UnitGroup {
     pub columns_per_unit: u32,
     /// What the removal of one unit saves.
     pub freed_per_unit: Sizes,
+}
+
+impl UnitGroup {
+    /// Returns how many units stay at least, counted one by one: an FFN keeps one rounding quantum of channels.
+    pub fn must_keep(&self, multiple_of: u32) -> u32 {
+        let quantum = if self.kind == UnitKind::FfnChannel { multiple_of.min(self.units) } else { 1 };
+        self.min_keep.max(quantum) * self.together
+    }
 }
 
 /// What was read from data files.

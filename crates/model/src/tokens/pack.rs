@@ -10,6 +10,9 @@ use types::DataDescription;
 
 /// Tokens looked at for each token asked for: the choice is spread over that much text, and no more is tokenised.
 const SPREAD: u64 = 4;
+/// Samples that a piece of a long document is about as long as. As a stretch is twice as long, no two samples come from
+/// one piece: few samples should still show much of the data's variety.
+const PIECE: u64 = 2;
 /// A text's usual length per token, in bytes; only sets how much is tokenised in one go.
 const BYTES_PER_TOKEN: u64 = 4;
 /// Bytes of evaluation text above which its tokenisation needs gigabytes.
@@ -38,7 +41,7 @@ pub struct Segments {
 
 /// Returns `samples` sequences of `seq_len` tokens, chosen by `seed` and spread over the data.
 ///
-/// Documents (long ones in pieces of about four samples) are shuffled, tokenised in that order until there are four
+/// Documents (long ones in pieces of about two samples) are shuffled, tokenised in that order until there are four
 /// times the tokens asked for or no more text, and put one after the other with nothing in between but what the
 /// tokenizer's post-processor adds to a document (BOS, for a tokenizer that has one; conversations hold theirs). The
 /// sequence is cut into windows, and one window drawn from each of `samples` equal stretches of it.
@@ -123,7 +126,7 @@ struct Piece<'a> {
 
 /// Returns every document in pieces, so that no single file is the whole choice.
 fn pieces(documents: &[Document], seq_len: u64) -> Vec<Piece<'_>> {
-    let longest = (SPREAD * BYTES_PER_TOKEN).saturating_mul(seq_len).max(16 << 10) as usize;
+    let longest = (PIECE * BYTES_PER_TOKEN).saturating_mul(seq_len).max(1 << 10) as usize;
     let mut pieces = Vec::with_capacity(documents.len());
     for document in documents {
         let special = document.form == TextForm::Plain;
