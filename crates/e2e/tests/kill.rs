@@ -14,7 +14,7 @@ fn state_of(output: &Path) -> std::path::PathBuf {
 
 /// Waits until the run's journal has `records` records; false when the process ended before.
 fn reached(child: &mut Child, state: &Path, records: usize) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_mins(2);
     while journal(state).len() < records {
         if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
             return false;

@@ -51,6 +51,10 @@ fn the_summary_agrees_with_a_second_look_at_the_folder() {
     eval.arg("eval").arg(&output).arg("--data").arg(e2e::root().join("testdata/text/heldout"));
     eval.args(["--seq-len", "128", "--samples", "8", "--device", "cpu", "--threads", "1", "--json"]);
     let measured = String::from_utf8(expect(&mut eval, 0).stdout).unwrap();
+    let tensors = std::fs::read(output.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap(); // a reader that is not ours
+    let numbers: usize = tensors.iter().map(|(_, t)| t.shape().iter().product::<usize>()).sum();
+    assert_eq!(Some(numbers as u64), said["after"]["parameters"].as_u64());
     let found = perplexity(&said, "after");
     let measured: Value = serde_json::from_str(measured.trim()).unwrap();
     let again = find(&measured, "perplexity").unwrap();

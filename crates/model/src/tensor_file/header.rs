@@ -1,7 +1,11 @@
 //! The header of a safetensors file: 8 bytes of length, then JSON that says where each tensor lies.
+//!
+//! The number formats are those of the `safetensors` crate. Bounds are checked here, against the file that is mapped: a
+//! message names the file, the tensor and what is wrong with it.
 
 use super::{TensorSpec, bytes_of};
 use crate::ModelError;
+use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -99,8 +103,12 @@ fn tensor(name: &str, value: Value, begin: usize, end: usize) -> Result<TensorIn
             "tensor '{name}' is said to lie at bytes {from} to {to}, but the file has {room} bytes of data"
         ));
     }
-    let bits = bits_of(&dtype).ok_or_else(|| format!("tensor '{name}' has the unknown number format '{dtype}'"))?;
-    let size = shape.iter().try_fold(bits, |product, n| product.checked_mul(*n)).map(|bits| bits.div_ceil(8));
+    let known: Dtype = serde_json::from_value(Value::String(dtype.clone()))
+        .map_err(|_| format!("tensor '{name}' has the unknown number format '{dtype}'"))?;
+    let size = shape
+        .iter()
+        .try_fold(known.bitsize() as u64, |product, n| product.checked_mul(*n))
+        .map(|bits| bits.div_ceil(8));
     if size != Some(to - from) {
         return Err(format!("tensor '{name}' {shape:?} of {dtype} does not fit its {} bytes", to - from));
     }
@@ -108,7 +116,7 @@ fn tensor(name: &str, value: Value, begin: usize, end: usize) -> Result<TensorIn
         .into_iter()
         .map(|n| i64::try_from(n).map_err(|_| format!("tensor '{name}' has an impossible shape")))
         .collect::<Result<_, _>>()?;
-    Ok(TensorInfo { kind: kind_of(&dtype), dtype, shape, range: begin + from as usize..begin + to as usize })
+    Ok(TensorInfo { kind: kind_of(known), dtype, shape, range: begin + from as usize..begin + to as usize })
 }
 
 /// Returns the header bytes, length included, of tensors that lie one after the other.
@@ -126,7 +134,7 @@ pub(super) fn encode<'a>(
     for spec in specs {
         let end = at + bytes_of(spec);
         let dtype = dtype_of(spec.kind).ok_or_else(|| fail(format!("cannot hold {:?}", spec.kind)))?;
-        let entry = json!({ "dtype": dtype, "shape": spec.shape, "data_offsets": [at, end] });
+        let entry = json!({ "dtype": dtype.to_string(), "shape": spec.shape, "data_offsets": [at, end] });
         if map.insert(spec.name.clone(), entry).is_some() {
             return Err(fail(format!("would hold tensor '{}' twice", spec.name)));
         }
@@ -139,39 +147,26 @@ pub(super) fn encode<'a>(
     Ok(header)
 }
 
-/// The number formats that we read and write.
-const KINDS: [(&str, Kind); 10] = [
-    ("F64", Kind::Double),
-    ("F32", Kind::Float),
-    ("F16", Kind::Half),
-    ("BF16", Kind::BFloat16),
-    ("I64", Kind::Int64),
-    ("I32", Kind::Int),
-    ("I16", Kind::Int16),
-    ("I8", Kind::Int8),
-    ("U8", Kind::Uint8),
-    ("BOOL", Kind::Bool),
+/// The number formats that we compute in.
+const KINDS: [(Dtype, Kind); 10] = [
+    (Dtype::F64, Kind::Double),
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
 ];
 
-fn kind_of(dtype: &str) -> Option<Kind> {
-    KINDS.iter().find(|(name, _)| *name == dtype).map(|(_, kind)| *kind)
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(known, _)| *known == dtype).map(|(_, kind)| *kind)
 }
 
-fn dtype_of(kind: Kind) -> Option<&'static str> {
-    KINDS.iter().find(|(_, k)| *k == kind).map(|(name, _)| *name)
-}
-
-/// Returns the bits of one number, for formats that may stand in a file even though we do not compute in them.
-fn bits_of(dtype: &str) -> Option<u64> {
-    match dtype {
-        "U64" | "C64" => Some(64),
-        "U32" => Some(32),
-        "U16" => Some(16),
-        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Some(8),
-        "F6_E2M3" | "F6_E3M2" => Some(6),
-        "F4" => Some(4),
-        _ => kind_of(dtype).map(|kind| 8 * kind.elt_size_in_bytes() as u64),
-    }
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    KINDS.iter().find(|(_, k)| *k == kind).map(|(dtype, _)| *dtype)
 }
 
 #[cfg(test)]
