@@ -146,12 +146,13 @@ impl Puller {
                 Err(error) if error.is_transient() && failures < MAX_FAILURES => {
                     failures += 1;
                     let shard = self.key.shard;
-                    tracing::warn!(
-                        shard,
-                        failures,
-                        error = service::status::chain(&error),
-                        "factors will be asked for again"
-                    );
+                    let error = service::status::chain(&error);
+                    // One break is usual: a calibrator that stops, a run that pauses. A second one is not.
+                    if failures == 1 {
+                        tracing::info!(shard, error, "factors will be asked for again");
+                    } else {
+                        tracing::warn!(shard, failures, error, "factors will be asked for again");
+                    }
                     self.pause(failures).await;
                 }
                 Err(error) => {
