@@ -4,7 +4,7 @@
 Every row is one `llm-surgeon prune` on the same data, seed and machine. The table goes to standard output and to
 docs/quality.md. Rows that are done are kept in a folder and not done again, so the command can be stopped.
 
-    make quality-table            all rows (about half an hour on 2 quiet cores)
+    make quality-table            all rows (about 20 minutes on 2 quiet cores)
     scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'per-layer'
 """
 
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 
-COMMON = "--samples 32 --seq-len 512 --eval-samples 24 --multiple-of 2 --seed 0"
+COMMON = "--samples 32 --seq-len 512 --eval-samples 12 --multiple-of 2 --seed 0"
 
 # (name of the row, size, options)
 ROWS = [

@@ -18,7 +18,6 @@ mod config;
 mod error;
 mod grpc;
 mod job;
-mod keys;
 mod memory;
 mod session;
 mod shelf;

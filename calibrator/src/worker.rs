@@ -4,7 +4,6 @@
 
 use crate::error::Error;
 use crate::job::{Calibrate, Job, Work};
-use crate::keys;
 use crate::memory::peak_memory_bytes;
 use crate::session::{DecoderKey, Output, Session};
 use crate::shelf::{Shelf, SweepKey};
@@ -12,6 +11,7 @@ use crate::sweep::{Control, Swept, sweep};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
+use service::keys;
 use service::{ComputeHandle, Lease, LeaseError, Leased, Store, TaskHandler, status};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -156,7 +156,7 @@ impl Handler {
     async fn not_stored(&self, key: &SweepKey, blocks: Vec<u32>) -> Result<Vec<u32>, Error> {
         let mut missing = Vec::with_capacity(blocks.len());
         for block in blocks {
-            if !self.store.exists(&keys::factors(key, block)).await? {
+            if !self.store.exists(&keys::factors(&key.run, key.shot, key.shard, block)).await? {
                 missing.push(block);
             }
         }
@@ -168,7 +168,7 @@ impl Handler {
         loop {
             tokio::time::sleep(LOOK).await;
             for block in self.shelf.status().waiting {
-                let stored = match self.store.exists(&keys::factors(key, block)).await {
+                let stored = match self.store.exists(&keys::factors(&key.run, key.shot, key.shard, block)).await {
                     Ok(stored) => stored,
                     Err(error) => return error.into(),
                 };

@@ -5,10 +5,10 @@
 //! Does not decide anything and keeps no clock: the time of a record is an argument.
 
 use crate::event::Event;
-use crate::keys;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use service::keys;
 use service::store::{Store, StoreError};
 use tokio::sync::Mutex;
 use types::RunId;

@@ -10,7 +10,6 @@ mod error;
 pub mod event;
 mod grpc;
 pub mod journal;
-mod keys;
 mod pool;
 mod report;
 mod run;

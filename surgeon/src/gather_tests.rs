@@ -1,13 +1,13 @@
 //! Gathering over the in-memory transport, from calibrators and a coordinator that follow a script.
 
 use super::*;
-use crate::keys;
 use bytes::Bytes;
 use futures::stream;
 use proto::v1;
 use proto::v1::calibrator_service_server::{CalibratorService, CalibratorServiceServer};
 use proto::v1::stream_factors_response::Part;
 use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
+use service::keys;
 use service::{MemoryNetwork, Peers, Reason, Server};
 use std::collections::VecDeque;
 use std::pin::Pin;

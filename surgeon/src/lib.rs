@@ -20,7 +20,6 @@ mod error;
 mod gather;
 mod grpc;
 mod job;
-mod keys;
 mod plan;
 mod pull;
 mod receive;

@@ -5,12 +5,12 @@
 //! blocks of all shards together stay under a budget of bytes.
 
 use crate::error::Error;
-use crate::keys;
 use crate::plan::{Plan, Source};
 use crate::receive::{Partial, StreamFault};
 use proto::v1;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use proto::v1::stream_factors_response::Part;
+use service::keys;
 use service::{Connector, RequestIds, Store};
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -3,9 +3,9 @@
 use super::{invalid, prepared};
 use crate::error::RunError;
 use crate::event::Event;
-use crate::keys;
 use crate::run::Run;
 use bytes::Bytes;
+use service::keys;
 use std::collections::BTreeSet;
 use types::{Checkpoint, LayerReport, Sizes, Structure};
 
@@ -55,14 +55,14 @@ fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u6
 
 /// Deletes the shot's factors, and weights that neither this checkpoint nor the one before it uses.
 async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
-    run.store().delete_prefix(&keys::factors(run.id(), shot)).await?;
+    run.store().delete_prefix(&keys::all_factors(run.id(), shot)).await?;
     let used: BTreeSet<String> = [shot, shot - 1]
         .into_iter()
         .flat_map(|n| run.history(|h| h.checkpoint_after(n)).layers)
         .filter_map(|l| l.weights.map(|w| w.key))
         .collect();
     for old in 1..shot {
-        for key in run.store().list(&keys::weights(run.id(), old)).await? {
+        for key in run.store().list(&keys::all_weights(run.id(), old)).await? {
             if !used.contains(&key) {
                 run.store().delete(&key).await?;
             }

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod compute;
+pub mod keys;
 pub mod request_id;
 pub mod retry;
 pub mod server;

@@ -1,0 +1,56 @@
+//! Names of objects in the store: the one place that knows how a run's folder looks, for all three services.
+//!
+//! ```text
+//! runs/{run}/journal/{sequence}                              a journal record
+//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard
+//! runs/{run}/shots/{shot}/paths/{block}                      the removal paths of a block's layers
+//! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
+//! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
+//! ```
+
+use types::RunId;
+
+/// Returns the folder of a run's journal.
+pub fn journal(run: &RunId) -> String {
+    format!("runs/{run}/journal")
+}
+
+/// Returns the key of one journal record.
+pub fn record(run: &RunId, sequence: u64) -> String {
+    format!("{}/{sequence:010}", journal(run))
+}
+
+/// Returns the folder of one shot.
+fn shot(run: &RunId, number: u32) -> String {
+    format!("runs/{run}/shots/{number:04}")
+}
+
+/// Returns the folder of a shot's factors.
+pub fn all_factors(run: &RunId, number: u32) -> String {
+    format!("{}/factors", shot(run, number))
+}
+
+/// Returns the key of one block's factors from one shard.
+pub fn factors(run: &RunId, number: u32, shard: u32, block: u32) -> String {
+    format!("{}/{shard:04}/{block:04}", all_factors(run, number))
+}
+
+/// Returns the key of one block's removal paths.
+pub fn paths(run: &RunId, number: u32, block: u32) -> String {
+    format!("{}/paths/{block:04}", shot(run, number))
+}
+
+/// Returns the folder of a shot's new weights.
+pub fn all_weights(run: &RunId, number: u32) -> String {
+    format!("{}/weights", shot(run, number))
+}
+
+/// Returns the key of new weights by their digest.
+pub fn weights(run: &RunId, number: u32, blake3: &str) -> String {
+    format!("{}/{blake3}", all_weights(run, number))
+}
+
+/// Returns the key of a shot's manifest.
+pub fn checkpoint(run: &RunId, number: u32) -> String {
+    format!("{}/checkpoint", shot(run, number))
+}
