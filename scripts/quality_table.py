@@ -72,7 +72,7 @@ def render(results):
                 continue
             after = summary["evaluation_after"]["perplexity"]
             left = summary["after"]["prunable"] / summary["before"]["prunable"]
-            cells.append(f"× {after / before['perplexity']:.3f} ({left:.1%} left, {summary['seconds']['total']:.0f} s)")
+            cells.append(f"× {after / before['perplexity']:.3f} ({left:.1%} left)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     data = before["data"]
     lines += [
