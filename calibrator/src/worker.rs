@@ -12,7 +12,7 @@ use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
-use service::{ComputeHandle, Lease, LeaseError, Leased, Store, TaskHandler, status};
+use service::{ComputeHandle, Lease, Leased, Store, TaskHandler};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ impl TaskHandler for Handler {
                 }
                 Err(invalid) => Err(invalid.into()),
             };
-            report(&lease, result, start.elapsed()).await;
+            lease.report(result.map_err(|e| e.told()), start.elapsed()).await;
         }
     }
 }
@@ -206,24 +206,5 @@ impl Handler {
             job(session, &mut Control { progress: &mut progress, cancelled: &cancelled })
         })
         .await
-    }
-}
-
-/// Tells the coordinator how a task ended. A task that was stopped is given back by the worker's loop.
-async fn report(lease: &Lease, result: Result<TaskResult, Error>, took: Duration) {
-    let reported = match result {
-        Ok(result) => lease.complete(result, took.as_secs_f64()).await,
-        Err(error) => match error.class() {
-            Some(class) => {
-                tracing::warn!(task = lease.task_id(), error = status::chain(&error), "task failed");
-                lease.fail(class, status::chain(&error)).await
-            }
-            None => Ok(()),
-        },
-    };
-    match reported {
-        Ok(()) => {}
-        Err(LeaseError::Dropped) => tracing::debug!(task = lease.task_id(), "the lease was lost before the end"),
-        Err(error) => tracing::warn!(task = lease.task_id(), %error, "the end of a task was not reported"),
     }
 }

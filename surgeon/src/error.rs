@@ -99,6 +99,11 @@ impl From<TchError> for Error {
 }
 
 impl Error {
+    /// Returns what the coordinator is told of a task's failure: its class and the causal chain.
+    pub(crate) fn told(&self) -> (Option<FailureClass>, String) {
+        (self.class(), service::status::chain(self))
+    }
+
     /// Returns what the coordinator can do about a failed task; `None` when the task is to be given back instead.
     pub fn class(&self) -> Option<FailureClass> {
         self.table().0

@@ -15,7 +15,7 @@ use model::export::huggingface::{self, WriteOptions};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use score::{ScoreBatch, ScoreTask};
-use service::{ComputeHandle, Lease, LeaseError, Leased, Store, TaskHandler, checkpoint, status};
+use service::{ComputeHandle, Lease, Leased, Store, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,7 +55,7 @@ impl TaskHandler for Handler {
                     shots.entry(key).or_default().push(ScoreTask { span: job.span(), spec: job.spec, block, lease });
                 }
                 Ok(job) => others.push((job, lease)),
-                Err(invalid) => report(&lease, Err(invalid.into()), Duration::ZERO).await,
+                Err(invalid) => lease.report(Err(Error::from(invalid).told()), Duration::ZERO).await,
             }
         }
         let scoring = shots.into_iter().map(|(shot, tasks)| ScoreBatch::new(self, shot, tasks).run());
@@ -63,7 +63,7 @@ impl TaskHandler for Handler {
             for (job, lease) in others {
                 let (start, span) = (Instant::now(), job.span());
                 let result = self.carry_out(job, &lease).instrument(span).await;
-                report(&lease, result, start.elapsed()).await;
+                lease.report(result.map_err(|e| e.told()), start.elapsed()).await;
             }
         };
         futures::future::join(futures::future::join_all(scoring), rest).await;
@@ -137,25 +137,6 @@ impl Handler {
 /// Returns tokens spread over the vocabulary, the same for the same model.
 fn check_ids(vocabulary: i64, max_positions: i64) -> Vec<i64> {
     (0..CHECK_TOKENS.min(max_positions)).map(|n| (n * 7919 + 1) % vocabulary).collect()
-}
-
-/// Tells the coordinator how a task ended. A task that was stopped is given back by the worker's loop.
-async fn report(lease: &Lease, result: Result<TaskResult, Error>, took: Duration) {
-    let reported = match result {
-        Ok(result) => lease.complete(result, took.as_secs_f64()).await,
-        Err(error) => match error.class() {
-            Some(class) => {
-                tracing::warn!(task = lease.task_id(), error = status::chain(&error), "task failed");
-                lease.fail(class, status::chain(&error)).await
-            }
-            None => Ok(()),
-        },
-    };
-    match reported {
-        Ok(()) => {}
-        Err(LeaseError::Dropped) => tracing::debug!(task = lease.task_id(), "the lease was lost before the end"),
-        Err(error) => tracing::warn!(task = lease.task_id(), %error, "the end of a task was not reported"),
-    }
 }
 
 #[cfg(test)]

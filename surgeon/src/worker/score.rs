@@ -1,6 +1,6 @@
 //! The `Score` tasks of one shot: gathered together, computed one block at a time as blocks become ready.
 
-use super::{Handler, report};
+use super::Handler;
 use crate::error::Error;
 use crate::gather::{Event, Gathering, Shot};
 use crate::job::Block;
@@ -94,7 +94,7 @@ impl<'a> ScoreBatch<'a> {
                 }
                 Event::Failed(PullFailure { block, error }) => {
                     if let Some(task) = self.waiting.remove(&block) {
-                        report(&task.lease, Err(error), Duration::ZERO).instrument(task.span).await;
+                        task.lease.report(Err(error.told()), Duration::ZERO).instrument(task.span).await;
                     }
                     return;
                 }
@@ -117,7 +117,7 @@ async fn compute(handler: &Handler, shot: &Shot, mut ready: mpsc::Receiver<Score
             let scored = handler.score_block(&number, spec, &block, &lease);
             scored.instrument(span.clone()).await.map(TaskResult::Score)
         };
-        report(&lease, result, start.elapsed()).instrument(span).await;
+        lease.report(result.map_err(|e| e.told()), start.elapsed()).instrument(span).await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -93,6 +94,28 @@ impl Lease {
         let mut message = message.into();
         message.truncate(message.floor_char_boundary(MAX_FAILURE));
         self.unless_dropped(self.shared.client.fail(self, class, message)).await
+    }
+
+    /// Tells the coordinator how a task ended: with its result, or with a failure's class and causal chain. A failure
+    /// without a class is a task that was stopped: the worker's loop gives it back.
+    pub async fn report(
+        &self,
+        result: Result<v1::complete_task_request::Result, (Option<v1::FailureClass>, String)>,
+        took: Duration,
+    ) {
+        let reported = match result {
+            Ok(result) => self.complete(result, took.as_secs_f64()).await,
+            Err((Some(class), error)) => {
+                tracing::warn!(task = self.task_id(), error, "task failed");
+                self.fail(class, error).await
+            }
+            Err((None, _)) => Ok(()),
+        };
+        match reported {
+            Ok(()) => {}
+            Err(LeaseError::Dropped) => tracing::debug!(task = self.task_id(), "the lease was lost before the end"),
+            Err(error) => tracing::warn!(task = self.task_id(), %error, "the end of a task was not reported"),
+        }
     }
 
     /// Gives the task back undone. A task that has ended stays ended.
