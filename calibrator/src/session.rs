@@ -4,13 +4,13 @@
 
 use crate::error::Error;
 use model::tokens::{
-    DataOptions, Documents, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
+    DataOptions, Documents, Draw, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
 };
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay};
 use service::checkpoint::LayerBytes;
 use std::path::Path;
 use tch::{Device, Kind};
-use types::{DataDescription, Dtype, ModelDescription, RunId, RunSpec};
+use types::{DataDescription, Dtype, ModelDescription, RunId, RunSpec, ShotData};
 
 /// Which weights: a run's checkpoint, or its base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +129,12 @@ impl Data {
     fn read(spec: &RunSpec) -> Result<Self, Error> {
         let tokenizer = Tokenizer::open(Path::new(&spec.model))?;
         let documents = documents(&spec.data, spec, &tokenizer)?;
-        let samples = pack_samples(&documents, &tokenizer, spec.seq_len, spec.samples, spec.seed)?;
+        let sets = match spec.shot_data {
+            ShotData::New => spec.shots,
+            ShotData::Same => 1,
+        };
+        let draw = Draw { seq_len: spec.seq_len, samples: spec.samples, sets, seed: spec.seed };
+        let samples = pack_samples(&documents, &tokenizer, draw)?;
         let held_out = if spec.eval_data.is_empty() {
             None
         } else {

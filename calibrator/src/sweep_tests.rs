@@ -6,38 +6,18 @@ use model::tokens::Samples;
 use std::path::Path;
 use std::sync::Arc;
 use tch::Device;
-use types::{
-    AttentionUnit, DataDescription, Dtype, Fisher, Generation, RunId, Schedule, Scoring, Shape, Target, Update,
-};
+use types::{DataDescription, Generation, RunId, Shape, Target};
 
 fn spec(curvature: Curvature, structure: Structure) -> RunSpec {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/golden/llama-gqa").display().to_string();
     RunSpec {
-        model: Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/golden/llama-gqa").display().to_string(),
-        data: vec!["d".into()],
-        eval_data: vec![],
-        text_column: "text".into(),
-        output: "o".into(),
-        target: Target::Size(0.8),
         structure,
-        attention_unit: AttentionUnit::KvGroup,
-        shape: Shape::PerLayer,
-        scoring: Scoring::Sequential,
-        update: Update::Correlated,
         curvature,
-        fisher: Fisher::Empirical,
+        shape: Shape::PerLayer,
         shots: 1,
-        schedule: Schedule::Linear,
         samples: 4,
         seq_len: 8,
-        eval_samples: 0,
-        damping_a: 0.01,
-        damping_g: 0.01,
-        max_damped_layers: 0,
-        multiple_of: 1,
-        seed: 0,
-        dtype: Dtype::F32,
-        boundary_dtype: Dtype::F32,
-        memory: 1 << 30,
+        ..RunSpec::new(&model, "d", "o", Target::Size(0.8))
     }
 }
 
@@ -57,6 +37,7 @@ fn session() -> Session {
         skipped: 0,
         tokens: 32,
         samples: 4,
+        sets: 1,
         seq_len: 8,
         overlap: 0,
         bos: false,

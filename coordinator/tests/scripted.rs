@@ -16,9 +16,8 @@ use std::collections::BTreeMap;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use types::{
-    AttentionUnit, Checkpoint, Curvature, DataDescription, Dtype, FactorDamping, Fisher, LayerId, LayerState,
-    ModelDescription, PathStep, RemovalPath, RunReport, RunSpec, Schedule, Scoring, Shape, Sizes, Structure, Target,
-    Unit, UnitKind, Update,
+    Checkpoint, DataDescription, FactorDamping, LayerId, LayerState, ModelDescription, PathStep, RemovalPath,
+    RunReport, RunSpec, Shape, Sizes, Target, Unit, UnitKind,
 };
 
 const BLOCKS: u32 = 3;
@@ -27,32 +26,16 @@ const GROUPS: u32 = 4;
 
 fn spec() -> RunSpec {
     RunSpec {
-        model: "m".into(),
-        data: vec!["d".into()],
         eval_data: vec!["e".into()],
-        text_column: "text".into(),
-        output: "o".into(),
-        target: Target::Size(0.6),
-        structure: Structure::Coupled,
-        attention_unit: AttentionUnit::KvGroup,
         shape: Shape::PerLayer,
-        scoring: Scoring::Sequential,
-        update: Update::Correlated,
-        curvature: Curvature::Kfac,
-        fisher: Fisher::Empirical,
         shots: 3,
-        schedule: Schedule::Linear,
         samples: 8,
         seq_len: 16,
         eval_samples: 2,
-        damping_a: 0.01,
-        damping_g: 0.01,
         max_damped_layers: 0,
         multiple_of: 2,
-        seed: 0,
-        dtype: Dtype::F32,
-        boundary_dtype: Dtype::F32,
         memory: 1 << 20,
+        ..RunSpec::new("m", "d", "o", Target::Size(0.6))
     }
 }
 
@@ -110,6 +93,7 @@ fn data() -> DataDescription {
         skipped: 0,
         tokens: 1000,
         samples: 8,
+        sets: 1,
         seq_len: 16,
         overlap: 0,
         bos: false,

@@ -34,6 +34,8 @@ prop_compose! {
         curvature in select(Curvature::ALL),
         fisher in select(Fisher::ALL),
         schedule in select(Schedule::ALL),
+        shot_data in select(ShotData::ALL),
+        damping_scale in select(DampingScale::ALL),
         dtype in select(Dtype::ALL),
         boundary_dtype in select(Dtype::ALL),
         shape in select(Shape::ALL),
@@ -47,7 +49,7 @@ prop_compose! {
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, structure: Structure::Coupled, attention_unit, shape, scoring, update, curvature, fisher, shots: 1,
-            schedule, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
+            schedule, shot_data, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
             multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20,
         };
         match target {
@@ -124,10 +126,10 @@ prop_compose! {
 prop_compose! {
     fn data()(
         digest in "[0-9a-f]{64}", tokenizer_digest in "[0-9a-f]{64}",
-        n in proptest::array::uniform6(0..=MAX_SIZE), bos in any::<bool>(),
+        n in proptest::array::uniform6(0..=MAX_SIZE), bos in any::<bool>(), sets in 1..=1000u32,
     ) -> DataDescription {
         let [documents, skipped, tokens, samples, seq_len, overlap] = n;
-        DataDescription { digest, tokenizer_digest, documents, skipped, tokens, samples, seq_len, overlap, bos }
+        DataDescription { digest, tokenizer_digest, documents, skipped, tokens, samples, sets, seq_len, overlap, bos }
     }
 }
 
@@ -170,34 +172,7 @@ proptest! {
 }
 
 fn example() -> v1::RunSpec {
-    v1::RunSpec::from(RunSpec {
-        model: "m".into(),
-        data: vec!["d".into()],
-        eval_data: vec![],
-        text_column: "text".into(),
-        output: "o".into(),
-        target: Target::Size(0.8),
-        structure: Structure::Coupled,
-        attention_unit: AttentionUnit::KvGroup,
-        shape: Shape::Uniform,
-        scoring: Scoring::Sequential,
-        update: Update::Correlated,
-        curvature: Curvature::Kfac,
-        fisher: Fisher::Empirical,
-        shots: 4,
-        schedule: Schedule::Linear,
-        samples: 32,
-        seq_len: 512,
-        eval_samples: 12,
-        damping_a: 0.01,
-        damping_g: 0.01,
-        max_damped_layers: 0,
-        multiple_of: 64,
-        seed: 0,
-        dtype: Dtype::F32,
-        boundary_dtype: Dtype::F32,
-        memory: 1 << 30,
-    })
+    v1::RunSpec::from(RunSpec::new("m", "d", "o", Target::Size(0.8)))
 }
 
 /// Finds one choice in a message.
@@ -210,7 +185,9 @@ fn refused(spec: v1::RunSpec) -> Vec<String> {
 
 #[test]
 fn every_unspecified_or_unknown_choice_is_refused_by_name() {
-    let set: [(&str, Place); 10] = [
+    let set: [(&str, Place); 12] = [
+        ("shot_data", |s| &mut s.shot_data),
+        ("damping_scale", |s| &mut s.damping_scale),
         ("structure", |s| &mut s.structure),
         ("attention_unit", |s| &mut s.attention_unit),
         ("shape", |s| &mut s.shape),

@@ -244,6 +244,7 @@ impl Bench {
             a_cc,
             g_rr,
             tokens,
+            damping_scale: spec.damping_scale,
             damping_a: spec.damping_a,
             damping_g: spec.damping_g,
         })

@@ -3,37 +3,19 @@
 use super::*;
 use model::Decoder;
 use std::path::Path;
-use types::{Dtype, Fisher, Schedule, Scoring, Shape, Target, Update};
+use types::{Shape, Target};
 
 fn spec(model: &str, structure: Structure, unit: AttentionUnit) -> RunSpec {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/golden").join(model);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/golden").join(model).display().to_string();
     RunSpec {
-        model: model.display().to_string(),
-        data: vec!["d".into()],
-        eval_data: vec![],
-        text_column: "text".into(),
-        output: "o".into(),
-        target: Target::Size(0.8),
         structure,
         attention_unit: unit,
         shape: Shape::PerLayer,
-        scoring: Scoring::Sequential,
-        update: Update::Correlated,
-        curvature: Curvature::Kfac,
-        fisher: Fisher::Empirical,
         shots: 2,
-        schedule: Schedule::Linear,
         samples: 1,
         seq_len: 16,
-        eval_samples: 0,
-        damping_a: 0.01,
-        damping_g: 0.01,
-        max_damped_layers: 0,
         multiple_of: 1,
-        seed: 0,
-        dtype: Dtype::F32,
-        boundary_dtype: Dtype::F32,
-        memory: 1 << 30,
+        ..RunSpec::new(&model, "d", "o", Target::Size(0.8))
     }
 }
 

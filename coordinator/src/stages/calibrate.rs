@@ -49,13 +49,15 @@ pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
     });
     run.pool().open_plan(run.id().as_str(), shot, count, |shard| done.contains_key(&shard));
     let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let set = u64::from((shot - 1) % prepared(run)?.data.sets.max(1));
+    let set_starts = set * run.spec().samples;
     let blocks: Vec<u32> =
         prepared(run)?.model.blocks.iter().map(|b| b.block).filter(|b| !scored.contains_key(b)).collect();
     let missing: Vec<(u32, &ShardPlan)> = (0..).zip(&shards).filter(|(n, _)| !done.contains_key(n)).collect();
     let works = missing.iter().map(|(shard, plan)| {
         Work::Calibrate(v1::CalibrateTask {
             shard: *shard,
-            first_sample: plan.first_sample,
+            first_sample: set_starts + plan.first_sample,
             samples: plan.samples,
             checkpoint: checkpoint.clone(),
             blocks: blocks.clone(),

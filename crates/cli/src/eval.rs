@@ -195,6 +195,7 @@ mod tests {
             skipped: 0,
             tokens: 9,
             samples: 1,
+            sets: 1,
             seq_len: 8,
             overlap: 0,
             bos: false,

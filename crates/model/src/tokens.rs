@@ -13,7 +13,7 @@ use crate::ModelError;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-pub use pack::{Samples, Segments, pack_samples, segments};
+pub use pack::{Draw, Samples, Segments, pack_samples, segments};
 pub use tokenizer::Tokenizer;
 
 /// Where text is, and what it is called there.

@@ -4,7 +4,9 @@
 
 use flate2::write::GzEncoder;
 use model::ModelError;
-use model::tokens::{DataOptions, Documents, TextForm, Tokenizer, overlap, pack_samples, read_documents, segments};
+use model::tokens::{
+    DataOptions, Documents, Draw, TextForm, Tokenizer, overlap, pack_samples, read_documents, segments,
+};
 use parquet::column::writer::ColumnWriter;
 use parquet::data_type::ByteArray;
 use parquet::file::writer::SerializedFileWriter;
@@ -222,7 +224,7 @@ fn conversations_are_written_in_the_models_template_without_further_special_toke
         assert_eq!(read.skipped, 1);
         let all = segments(&read, &place.tokenizer(), 10, 0).unwrap();
         assert_eq!(all.ids.concat().iter().filter(|&&id| id == BOS).count(), 1);
-        let packed = pack_samples(&read, &place.tokenizer(), 10, 4, 0).unwrap();
+        let packed = pack_samples(&read, &place.tokenizer(), draw(10, 4, 0)).unwrap();
         assert_eq!(packed.description.tokens, (chat.len() - "<s></s></s>".len() + 3 + "plain".len() + 1) as u64);
     }
 }
@@ -315,11 +317,30 @@ fn lettered(count: usize) -> String {
 }
 
 #[test]
+fn sets_share_no_window_and_each_is_spread_over_the_text() {
+    let place = Place::new(true);
+    place.write("x.jsonl", lettered(60));
+    let documents = place.read(&["x.jsonl"]).unwrap();
+    let pack = |sets| pack_samples(&documents, &place.tokenizer(), Draw { sets, ..draw(128, 16, 7) }).unwrap();
+    assert_eq!(pack(1).ids, pack_samples(&documents, &place.tokenizer(), draw(128, 16, 7)).unwrap().ids);
+    for (asked, given) in [(3, 3), (29, 29), (30, 29)] {
+        // 60,060 tokens are 469 windows: 29 times 16, and some over.
+        let samples = pack(asked);
+        assert_eq!((samples.description.sets, samples.description.samples), (given, 16));
+        assert_eq!(samples.ids.len(), 16 * given as usize);
+        let mut unique = samples.ids;
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), 16 * given as usize, "no window twice");
+    }
+}
+
+#[test]
 fn a_seed_decides_the_samples_and_nothing_else_does() {
     let place = Place::new(true);
     place.write("x.jsonl", lettered(60));
     let documents = place.read(&["x.jsonl"]).unwrap();
-    let pack = |seed| pack_samples(&documents, &place.tokenizer(), 128, 16, seed).unwrap();
+    let pack = |seed| pack_samples(&documents, &place.tokenizer(), draw(128, 16, seed)).unwrap();
     let samples = pack(7);
     assert_eq!(samples, pack(7));
     assert_ne!(samples.ids, pack(8).ids);
@@ -340,7 +361,7 @@ fn no_more_is_tokenised_than_the_choice_needs_even_of_one_long_file() {
     place.write("many.jsonl", lettered(2000));
     for (name, all) in [("long.txt", 43 * 50_000), ("many.jsonl", 2000 * 1001)] {
         let documents = place.read(&[name]).unwrap();
-        let samples = pack_samples(&documents, &place.tokenizer(), 256, 64, 1).unwrap();
+        let samples = pack_samples(&documents, &place.tokenizer(), draw(256, 64, 1)).unwrap();
         let tokens = samples.description.tokens;
         assert!(tokens >= 4 * 64 * 256 && tokens < all / 4, "{name}: {tokens} of {all}");
         assert_eq!(samples.ids.len(), 64);
@@ -352,8 +373,8 @@ fn too_little_text_says_how_much_there_is_and_how_much_is_needed() {
     let place = Place::new(true);
     place.write("x.txt", "x".repeat(99));
     let documents = place.read(&["x.txt"]).unwrap();
-    assert_eq!(pack_samples(&documents, &place.tokenizer(), 50, 2, 0).unwrap().ids.len(), 2);
-    let error = pack_samples(&documents, &place.tokenizer(), 30, 4, 0).unwrap_err();
+    assert_eq!(pack_samples(&documents, &place.tokenizer(), draw(50, 2, 0)).unwrap().ids.len(), 2);
+    let error = pack_samples(&documents, &place.tokenizer(), draw(30, 4, 0)).unwrap_err();
     assert!(matches!(error, ModelError::TooLittleText { found: 100, needed: 120, .. }));
     assert!(error.to_string().contains("--samples 3 would do"), "{error}");
     let error = segments(&documents, &place.tokenizer(), 101, 0).unwrap_err();
@@ -385,4 +406,8 @@ fn documents_in_both_data_are_counted() {
     place.write("b.jsonl", "{\"text\": \" two\\n\"}\n{\"text\": \"three\"}\n{\"text\": \"two\"}");
     let (a, b) = (place.read(&["a.jsonl"]).unwrap(), place.read(&["b.jsonl"]).unwrap());
     assert_eq!((overlap(&a, &b), overlap(&b, &a)), (2, 1));
+}
+
+fn draw(seq_len: u64, samples: u64, seed: u64) -> Draw {
+    Draw { seq_len, samples, sets: 1, seed }
 }

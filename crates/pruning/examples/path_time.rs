@@ -6,7 +6,7 @@ use curvature::{BlockFactors, Damping, Side, factorise};
 use pruning::{LayerProblem, Units, coupled_path, coupled_update, row_column_path, row_column_update};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-use types::{LayerId, Scoring, Unit, UnitKind, Update};
+use types::{DampingScale, LayerId, Scoring, Unit, UnitKind, Update};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -68,6 +68,7 @@ fn problem(rows: i64, columns: i64, device: Device) -> Result<LayerProblem, Fail
         a_cc: Some(factors.finish(Side::Input, "down_proj")?),
         g_rr: Some(factors.finish(Side::Gradient, "down_proj")?),
         tokens: 4096,
+        damping_scale: DampingScale::Mean,
         damping_a: 0.01,
         damping_g: 0.01,
     })
@@ -79,7 +80,7 @@ fn cholesky_floor(n: i64, a_cc: Option<&Tensor>) -> Result<(), Failure> {
     let mut ratios = Vec::new();
     for _ in 0..5 {
         let start = Instant::now();
-        let factor = factorise("A", a_cc, Damping { lambda: 0.01 }, 4096)?;
+        let factor = factorise("A", a_cc, Damping { lambda: 0.01, scale: DampingScale::Mean }, 4096)?;
         let inverse = curvature::inverse(&factor.l)?;
         let took = start.elapsed().as_secs_f64();
         let start = Instant::now();

@@ -3,7 +3,7 @@
 use crate::PruningError;
 use curvature::{Damping, Factorised, factorise, is_finite};
 use tch::{Device, Kind, Tensor};
-use types::{FactorDamping, LayerId, Precision, UnitKind};
+use types::{DampingScale, FactorDamping, LayerId, Precision, UnitKind};
 
 /// A layer's weights and curvature.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct LayerProblem {
     pub g_rr: Option<Tensor>,
     /// Tokens that the factors are means of.
     pub tokens: u64,
+    /// What λ is a fraction of.
+    pub damping_scale: DampingScale,
     /// λ for A.
     pub damping_a: f64,
     /// λ for G.
@@ -69,6 +71,7 @@ impl LayerProblem {
             a_cc: self.a_cc.as_ref().map(|a| block(a, &c, &c)).transpose()?,
             g_rr: self.g_rr.as_ref().map(|g| block(g, &r, &r)).transpose()?,
             tokens: self.tokens,
+            damping_scale: self.damping_scale,
             damping_a: self.damping_a,
             damping_g: self.damping_g,
         })
@@ -145,7 +148,8 @@ impl Prepared {
         let factor = |symbol: &str, m: &Option<Tensor>, lambda: f64| {
             let Some(m) = m else { return Ok(None) };
             let name = format!("{symbol} of {}", problem.layer);
-            factorise(&name, &m.f_to_kind(kind)?, Damping { lambda }, problem.tokens).map(Some)
+            let damping = Damping { lambda, scale: problem.damping_scale };
+            factorise(&name, &m.f_to_kind(kind)?, damping, problem.tokens).map(Some)
         };
         let a = factor("A", &problem.a_cc, problem.damping_a)?;
         let g = factor("G", &problem.g_rr, problem.damping_g)?;

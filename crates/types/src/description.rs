@@ -105,8 +105,10 @@ pub struct DataDescription {
     pub skipped: u64,
     /// Tokens in all documents.
     pub tokens: u64,
-    /// Samples (sequences) cut from them for this run.
+    /// Samples (sequences) of one shot, or segments.
     pub samples: u64,
+    /// Sets of so many samples, none in two of them: shot k sees set (k − 1) mod `sets`.
+    pub sets: u32,
     /// Tokens per sample.
     pub seq_len: u64,
     /// Documents that the evaluation data shares with the calibration data. 0 for calibration data itself.

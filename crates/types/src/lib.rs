@@ -20,5 +20,6 @@ pub use report::{Evaluation, KeptUnits, LayerReport, RunReport, ShotReport};
 pub use run_spec::{InvalidRunSpec, RunSpec, Violation};
 pub use size::{ParseTargetError, Sizes, Target, format_bytes, parse_bytes, parse_count};
 pub use structure::{
-    AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Unit, UnitKind, UnknownName, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, InvalidPattern, Pattern, Schedule, Scoring, Shape, ShotData,
+    Structure, Unit, UnitKind, UnknownName, Update,
 };

@@ -1,6 +1,9 @@
 //! Everything that can change a number, validated once.
 
-use crate::{AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Target, Update};
+use crate::{
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Target,
+    Update,
+};
 use serde::{Deserialize, Serialize};
 
 /// One pruning, completely described: two runs with equal specs on the same machine give the same bytes.
@@ -36,13 +39,17 @@ pub struct RunSpec {
     pub shots: u32,
     /// How the size goes down over them.
     pub schedule: Schedule,
-    /// Calibration samples.
+    /// Which samples each shot sees.
+    pub shot_data: ShotData,
+    /// Calibration samples of a shot.
     pub samples: u64,
     /// Tokens a sample.
     pub seq_len: u64,
     /// Held-out segments scored after each shot, evenly spaced over the data; 0 for all.
     pub eval_samples: u64,
-    /// λ on A, as a fraction of the mean of its diagonal.
+    /// What λ is a fraction of.
+    pub damping_scale: DampingScale,
+    /// λ on A.
     pub damping_a: f64,
     /// λ on G.
     pub damping_g: f64,
@@ -78,6 +85,40 @@ pub struct InvalidRunSpec {
 }
 
 impl RunSpec {
+    /// Returns a spec with every default: of the command line, but for samples of 512 tokens and no held-out data.
+    pub fn new(model: &str, data: &str, output: &str, target: Target) -> Self {
+        Self {
+            model: model.into(),
+            data: vec![data.into()],
+            eval_data: vec![],
+            text_column: "text".into(),
+            output: output.into(),
+            target,
+            structure: Structure::Coupled,
+            attention_unit: AttentionUnit::KvGroup,
+            shape: Shape::Uniform,
+            scoring: Scoring::Sequential,
+            update: Update::Correlated,
+            curvature: Curvature::Kfac,
+            fisher: Fisher::Empirical,
+            shots: 4,
+            schedule: Schedule::Linear,
+            shot_data: ShotData::New,
+            samples: 128,
+            seq_len: 512,
+            eval_samples: 12,
+            damping_scale: DampingScale::Diagonal,
+            damping_a: DampingScale::Diagonal.usual().0,
+            damping_g: DampingScale::Diagonal.usual().1,
+            max_damped_layers: u32::MAX,
+            multiple_of: 64,
+            seed: 0,
+            dtype: Dtype::F32,
+            boundary_dtype: Dtype::F32,
+            memory: 1 << 30,
+        }
+    }
+
     /// Returns the spec if every field is in range and the combination makes sense, otherwise all faults.
     pub fn validated(self) -> Result<Self, InvalidRunSpec> {
         let mut violations = Vec::new();
@@ -139,34 +180,7 @@ mod tests {
     use super::*;
 
     fn good() -> RunSpec {
-        RunSpec {
-            model: "m".into(),
-            data: vec!["d".into()],
-            eval_data: vec![],
-            text_column: "text".into(),
-            output: "o".into(),
-            target: Target::Size(0.8),
-            structure: Structure::Coupled,
-            attention_unit: AttentionUnit::KvGroup,
-            shape: Shape::Uniform,
-            scoring: Scoring::Sequential,
-            update: Update::Correlated,
-            curvature: Curvature::Kfac,
-            fisher: Fisher::Empirical,
-            shots: 4,
-            schedule: Schedule::Linear,
-            samples: 32,
-            seq_len: 512,
-            eval_samples: 12,
-            damping_a: 0.01,
-            damping_g: 0.01,
-            max_damped_layers: 0,
-            multiple_of: 64,
-            seed: 0,
-            dtype: Dtype::F32,
-            boundary_dtype: Dtype::F32,
-            memory: 1 << 30,
-        }
+        RunSpec::new("m", "d", "o", Target::Size(0.8))
     }
 
     #[test]

@@ -144,12 +144,42 @@ choices! {
 }
 
 choices! {
+    /// Which calibration samples each shot sees.
+    ShotData, "shot data" {
+        /// Samples no earlier shot has seen, as long as the data has enough of them.
+        New = "new",
+        /// The first shot's.
+        Same = "same",
+    }
+}
+
+choices! {
     /// How the size goes down over the shots.
     Schedule, "schedule" {
         /// Equal steps of size.
         Linear = "linear",
         /// Equal ratios of size.
         Geometric = "geometric",
+    }
+}
+
+choices! {
+    /// What λ is a fraction of, when a factor is damped.
+    DampingScale, "damping scale" {
+        /// Each diagonal entry itself: correlations shrink by 1 / (1 + λ), whatever an input's scale.
+        Diagonal = "diagonal",
+        /// The mean of the diagonal (the paper): one number for all entries.
+        Mean = "mean",
+    }
+}
+
+impl DampingScale {
+    /// Returns λ for A and G when none is asked for.
+    pub fn usual(self) -> (f64, f64) {
+        match self {
+            Self::Diagonal => (0.1, 0.01),
+            Self::Mean => (0.01, 0.01),
+        }
     }
 }
 
@@ -175,6 +205,47 @@ impl Dtype {
     }
 }
 
+/// n of every m consecutive weights of a row stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pattern {
+    /// Weights that stay in a window; at least 1 and less than m.
+    pub n: u32,
+    /// Weights of a window.
+    pub m: u32,
+}
+
+/// A pattern that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no pattern n:m with 1 ≤ n < m ≤ 64; write for example 2:4")]
+pub struct InvalidPattern(pub String);
+
+impl Pattern {
+    /// The widest window: a mask of it fits 64 bits.
+    pub const WIDEST: u32 = 64;
+
+    /// Returns the pattern n:m.
+    pub fn new(n: u32, m: u32) -> Result<Self, InvalidPattern> {
+        let good = 0 < n && n < m && m <= Self::WIDEST;
+        if good { Ok(Self { n, m }) } else { Err(InvalidPattern(format!("{n}:{m}"))) }
+    }
+}
+
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.n, self.m)
+    }
+}
+
+impl std::str::FromStr for Pattern {
+    type Err = InvalidPattern;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPattern> {
+        let numbers = text.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+        let (n, m) = numbers.ok_or_else(|| InvalidPattern(text.to_owned()))?;
+        Self::new(n, m)
+    }
+}
+
 /// One removable unit of a layer, by its index in the original model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Unit {
@@ -187,6 +258,16 @@ pub struct Unit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_reads_back_and_a_bad_one_says_what_to_write() {
+        assert_eq!("2:4".parse(), Pattern::new(2, 4));
+        assert_eq!(Pattern::new(4, 8).map(|p| p.to_string()), Ok("4:8".to_owned()));
+        for bad in ["4:4", "0:4", "2", "2:65", "-1:4", "a:b"] {
+            let message = bad.parse::<Pattern>().map_err(|e| e.to_string());
+            assert!(message.is_err_and(|m| m.contains(bad) && m.contains("2:4")), "{bad}");
+        }
+    }
 
     #[test]
     fn every_name_reads_back_and_equals_its_serde_form() {

@@ -3,8 +3,8 @@
 use super::{Fields, InvalidMessage, MAX_PATHS, MAX_SIZE, MAX_TEXT, REQUEST};
 use crate::v1;
 use types::{
-    AttentionUnit, Curvature, Dtype, Fisher, RunId, RunSpec, Schedule, Scoring, Shape, Sizes, Structure, Target,
-    UnitKind, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, RunId, RunSpec, Schedule, Scoring, Shape, ShotData, Sizes,
+    Structure, Target, UnitKind, Update,
 };
 
 /// Returns the resource name of a run.
@@ -92,6 +92,24 @@ impl From<Schedule> for v1::Schedule {
     }
 }
 
+impl From<ShotData> for v1::ShotData {
+    fn from(value: ShotData) -> Self {
+        match value {
+            ShotData::New => Self::New,
+            ShotData::Same => Self::Same,
+        }
+    }
+}
+
+impl From<DampingScale> for v1::DampingScale {
+    fn from(value: DampingScale) -> Self {
+        match value {
+            DampingScale::Diagonal => Self::Diagonal,
+            DampingScale::Mean => Self::Mean,
+        }
+    }
+}
+
 impl From<Dtype> for v1::Dtype {
     fn from(value: Dtype) -> Self {
         match value {
@@ -156,9 +174,11 @@ impl From<RunSpec> for v1::RunSpec {
             fisher: v1::Fisher::from(value.fisher).into(),
             shots: value.shots,
             schedule: v1::Schedule::from(value.schedule).into(),
+            shot_data: v1::ShotData::from(value.shot_data).into(),
             samples: value.samples,
             seq_len: value.seq_len,
             eval_samples: value.eval_samples,
+            damping_scale: v1::DampingScale::from(value.damping_scale).into(),
             damping_a: value.damping_a,
             damping_g: value.damping_g,
             max_damped_layers: value.max_damped_layers,
@@ -218,6 +238,9 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
     let curvature = note(faults, fields.choice::<v1::Curvature, _>("curvature", value.curvature, Curvature::ALL));
     let fisher = note(faults, fields.choice::<v1::Fisher, _>("fisher", value.fisher, Fisher::ALL));
     let schedule = note(faults, fields.choice::<v1::Schedule, _>("schedule", value.schedule, Schedule::ALL));
+    let shot_data = note(faults, fields.choice::<v1::ShotData, _>("shot_data", value.shot_data, ShotData::ALL));
+    let damping_scale =
+        note(faults, fields.choice::<v1::DampingScale, _>("damping_scale", value.damping_scale, DampingScale::ALL));
     let dtype = note(faults, fields.choice::<v1::Dtype, _>("dtype", value.dtype, Dtype::ALL));
     let boundary_dtype =
         note(faults, fields.choice::<v1::Dtype, _>("boundary_dtype", value.boundary_dtype, Dtype::ALL));
@@ -241,9 +264,11 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
         fisher: fisher?,
         shots: value.shots,
         schedule: schedule?,
+        shot_data: shot_data?,
         samples: value.samples,
         seq_len: value.seq_len,
         eval_samples: value.eval_samples,
+        damping_scale: damping_scale?,
         damping_a: value.damping_a,
         damping_g: value.damping_g,
         max_damped_layers: value.max_damped_layers,

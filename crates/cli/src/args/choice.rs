@@ -44,6 +44,14 @@ pub(super) const SCHEDULE: Choices = &[
     ("linear", "each shot removes the same amount"),
     ("geometric", "each shot removes the same share of what is left"),
 ];
+pub(super) const SHOT_DATA: Choices = &[
+    ("new", "samples that no earlier shot has seen, as long as the data has enough"),
+    ("same", "the first shot's samples"),
+];
+pub(super) const DAMPING_SCALE: Choices = &[
+    ("diagonal", "of each diagonal entry itself: inputs of any scale are treated alike"),
+    ("mean", "of the diagonal's mean, as in the paper: a few large inputs set it for all"),
+];
 pub(super) const DTYPE: Choices = &[
     ("f32", "32-bit float: exact and the same everywhere"),
     ("bf16", "16-bit brain float: half the memory, fast on GPUs"),
@@ -62,7 +70,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::{AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Update};
+    use types::{
+        AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Update,
+    };
 
     #[test]
     fn the_help_lists_exactly_the_choices_that_exist() {
@@ -75,6 +85,8 @@ mod tests {
         assert_eq!(names(CURVATURE), Curvature::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(names(FISHER), Fisher::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(names(SCHEDULE), Schedule::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(names(SHOT_DATA), ShotData::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(names(DAMPING_SCALE), DampingScale::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(names(DTYPE), Dtype::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
     }
 }

@@ -5,7 +5,10 @@ use super::{MachineArgs, TargetArgs};
 use clap::Args;
 use std::path::PathBuf;
 use std::str::FromStr;
-use types::{AttentionUnit, Curvature, Dtype, Fisher, Schedule, Scoring, Shape, Structure, Update, parse_bytes};
+use types::{
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Update,
+    parse_bytes,
+};
 
 pub(super) const ABOUT: &str = "\
 Prunes a model to a target size and writes it as a new folder.
@@ -79,7 +82,7 @@ pub(crate) struct PruneArgs {
     /// are counted and reported.
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub(crate) eval_data: Vec<String>,
-    /// Calibration samples
+    /// Calibration samples of a shot
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Data")]
     pub(crate) samples: u64,
     /// Tokens a sample, also of a held-out segment [default: 2048, or the model's maximum if that is smaller]
@@ -121,11 +124,14 @@ pub(crate) struct PruneArgs {
     /// Whose labels the curvature is taken with
     #[arg(long, value_parser = parser::<Fisher>(choice::FISHER), default_value = "empirical", help_heading = "How it is decided")]
     pub(crate) fisher: Fisher,
-    /// Added to the diagonals of the Kronecker factors, as a fraction of their mean: one number, or A,G
+    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; with --damping-scale mean 0.01]
     ///
     /// Where a factor is still not positive definite, it is raised tenfold, step by step; the summary says where.
-    #[arg(long, value_name = "LAMBDA[,LAMBDA]", default_value = "0.01", help_heading = "How it is decided")]
-    pub(crate) damping: DampingPair,
+    #[arg(long, value_name = "LAMBDA[,LAMBDA]", help_heading = "How it is decided")]
+    damping: Option<DampingPair>,
+    /// What --damping is a fraction of
+    #[arg(long, value_parser = parser::<DampingScale>(choice::DAMPING_SCALE), default_value = "diagonal", help_heading = "How it is decided")]
+    pub(crate) damping_scale: DampingScale,
     /// Layers whose damping may be raised before the run fails [default: all]
     #[arg(long, value_name = "N", help_heading = "How it is decided")]
     pub(crate) max_damped_layers: Option<u32>,
@@ -136,6 +142,12 @@ pub(crate) struct PruneArgs {
     /// How the size goes down over the shots
     #[arg(long, value_parser = parser::<Schedule>(choice::SCHEDULE), default_value = "linear", help_heading = "Shots")]
     pub(crate) schedule: Schedule,
+    /// Which calibration samples each shot sees
+    ///
+    /// The updates of later shots fit the weights to what they are shown; the same few samples again and again are fitted
+    /// too well. When the data has fewer than SHOTS x SAMPLES samples, the sets are taken in turn.
+    #[arg(long, value_parser = parser::<ShotData>(choice::SHOT_DATA), default_value = "new", help_heading = "Shots")]
+    pub(crate) shot_data: ShotData,
     /// Seed of the choice of samples and of sampled labels: the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Shots")]
     pub(crate) seed: u64,
@@ -181,6 +193,12 @@ impl PruneArgs {
         })
     }
 
+    /// Returns the damping: what was asked for, or what is usual for its scale.
+    pub(crate) fn damping(&self) -> DampingPair {
+        let (a, g) = self.damping_scale.usual();
+        self.damping.unwrap_or(DampingPair { a, g })
+    }
+
     /// Returns the state folder: what was asked for, or one beside the output.
     pub(crate) fn state(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| {
@@ -214,6 +232,9 @@ mod tests {
 
     #[test]
     fn damping_is_one_number_or_a_pair() {
+        assert_eq!(parse(&[]).damping(), DampingPair { a: 0.1, g: 0.01 });
+        assert_eq!(parse(&["--damping-scale", "mean"]).damping(), DampingPair { a: 0.01, g: 0.01 });
+        assert_eq!(parse(&["--damping", "0.2"]).damping(), DampingPair { a: 0.2, g: 0.2 });
         assert_eq!("0.01".parse(), Ok(DampingPair { a: 0.01, g: 0.01 }));
         assert_eq!("0.01, 0.1".parse(), Ok(DampingPair { a: 0.01, g: 0.1 }));
         for bad in ["", "x", "0.1,", "NaN", "1,2,3"] {

@@ -3,38 +3,17 @@ use coordinator::event::{
     BlockScored, BlockUpdated, CutChosen, Event, Materialised, Prepared, ShardCalibrated, SweepSeconds,
 };
 use types::{
-    AttentionUnit, Curvature, DampingStep, DataDescription, Dtype, Fisher, LayerId, LayerReport, ModelDescription,
-    ObjectRef, Precision, RunSpec, Schedule, Scoring, Target, Update,
+    DampingStep, DataDescription, LayerId, LayerReport, ModelDescription, ObjectRef, Precision, RunSpec, Target,
 };
 
 fn spec() -> RunSpec {
     RunSpec {
-        model: "/m".into(),
-        data: vec!["/d".into()],
         eval_data: vec!["/e".into()],
-        text_column: "text".into(),
-        output: "/out dir/small".into(),
-        target: Target::Size(0.8),
-        structure: Structure::Coupled,
-        attention_unit: AttentionUnit::KvGroup,
-        shape: Shape::Uniform,
-        scoring: Scoring::Sequential,
-        update: Update::Correlated,
-        curvature: Curvature::Kfac,
-        fisher: Fisher::Empirical,
         shots: 1,
-        schedule: Schedule::Linear,
         samples: 2,
         seq_len: 8,
-        eval_samples: 12,
-        damping_a: 0.01,
-        damping_g: 0.01,
         max_damped_layers: 9,
-        multiple_of: 64,
-        seed: 0,
-        dtype: Dtype::F32,
-        boundary_dtype: Dtype::F32,
-        memory: 1 << 30,
+        ..RunSpec::new("/m", "/d", "/out dir/small", Target::Size(0.8))
     }
 }
 
@@ -46,6 +25,7 @@ fn data() -> DataDescription {
         skipped: 0,
         tokens: 100,
         samples: 2,
+        sets: 1,
         seq_len: 8,
         overlap: 0,
         bos: true,

@@ -18,10 +18,23 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// Bytes of evaluation text above which its tokenisation needs gigabytes.
 const LARGE_TEXT: usize = 32 << 20;
 
+/// How calibration samples are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// Tokens of a sample.
+    pub seq_len: u64,
+    /// Samples of a set: what one shot sees.
+    pub samples: u64,
+    /// Sets wanted, none with a sample of another: at least 1.
+    pub sets: u32,
+    /// Fixes the choice.
+    pub seed: u64,
+}
+
 /// Calibration samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Samples {
-    /// Token ids, `samples` × `seq_len`.
+    /// Token ids, (sets · `samples`) × `seq_len`, set after set.
     pub ids: Vec<Vec<i64>>,
     /// Where they come from. `tokens` counts the tokens that were tokenised to choose from, which is less than there
     /// are when the data is larger than the choice needs.
@@ -39,28 +52,24 @@ pub struct Segments {
     pub description: DataDescription,
 }
 
-/// Returns `samples` sequences of `seq_len` tokens, chosen by `seed` and spread over the data.
+/// Returns sets of `samples` sequences of `seq_len` tokens, chosen by the seed, each set spread over the data.
 ///
 /// Documents (long ones in pieces of about two samples) are shuffled, tokenised in that order until there are four
-/// times the tokens asked for or no more text, and put one after the other with nothing in between but what the
-/// tokenizer's post-processor adds to a document (BOS, for a tokenizer that has one; conversations hold theirs). The
-/// sequence is cut into windows, and one window drawn from each of `samples` equal stretches of it.
+/// times the tokens of one set, and enough for all sets, or no more text, and put one after the other with nothing in
+/// between but what the tokenizer's post-processor adds to a document (BOS, for a tokenizer that has one; conversations
+/// hold theirs). The sequence is cut into windows, and one window drawn from each of sets · `samples` equal stretches of
+/// it; the sets take the stretches in turn. Less text gives fewer sets.
 ///
 /// # Errors
-/// Less text than `samples` × `seq_len` tokens.
-pub fn pack_samples(
-    documents: &Documents,
-    tokenizer: &Tokenizer,
-    seq_len: u64,
-    samples: u64,
-    seed: u64,
-) -> Result<Samples, ModelError> {
+/// Less text than one set needs.
+pub fn pack_samples(documents: &Documents, tokenizer: &Tokenizer, draw: Draw) -> Result<Samples, ModelError> {
+    let Draw { seq_len, samples, sets, seed } = draw;
     checked(seq_len)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let needed = samples.saturating_mul(seq_len);
     let mut pieces = pieces(&documents.documents, seq_len);
     pieces.shuffle(&mut rng);
-    let tokens = tokenise(&pieces, tokenizer, needed.saturating_mul(SPREAD))?;
+    let tokens = tokenise(&pieces, tokenizer, needed.saturating_mul(SPREAD.max(sets.into())))?;
     let found = tokens.len() as u64;
     if found < needed {
         let remedy = format!(
@@ -70,10 +79,19 @@ pub fn pack_samples(
         return Err(ModelError::TooLittleText { found, needed, remedy });
     }
     let windows = found / seq_len;
-    let ids = (0..samples)
-        .map(|i| window(&tokens, rng.random_range(share(i, windows, samples)..share(i + 1, windows, samples)), seq_len))
+    let sets = u64::from(sets).clamp(1, windows / samples);
+    let stretches = sets * samples;
+    let drawn = (0..stretches)
+        .map(|i| rng.random_range(share(i, windows, stretches)..share(i + 1, windows, stretches)))
+        .collect::<Vec<_>>();
+    let ids = (0..sets)
+        .flat_map(|set| drawn.iter().skip(set as usize).step_by(sets as usize))
+        .map(|&number| window(&tokens, number, seq_len))
         .collect();
-    Ok(Samples { ids, description: describe(documents, tokenizer, found, samples, seq_len) })
+    Ok(Samples {
+        ids,
+        description: DataDescription { sets: sets as u32, ..describe(documents, tokenizer, found, samples, seq_len) },
+    })
 }
 
 /// Returns the segments that perplexity is measured on.
@@ -214,6 +232,7 @@ fn describe(documents: &Documents, tokenizer: &Tokenizer, tokens: u64, samples: 
         skipped: documents.skipped,
         tokens,
         samples,
+        sets: 1,
         seq_len,
         overlap: 0,
         bos: tokenizer.bos(),

@@ -64,6 +64,7 @@ mod tests {
                     a_cc: Some(random_spd(c, 2).to_device(device)),
                     g_rr: Some(random_spd(30, 3).to_device(device)),
                     tokens: 1,
+                    damping_scale: types::DampingScale::Mean,
                     damping_a: 0.01,
                     damping_g: 0.01,
                 };

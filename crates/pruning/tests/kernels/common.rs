@@ -3,7 +3,7 @@
 use pruning::{LayerProblem, Units};
 use tch::{Device, Kind, Tensor};
 use testkit::{kron, random, random_spd};
-use types::{LayerId, Unit, UnitKind};
+use types::{DampingScale, LayerId, Unit, UnitKind};
 
 /// Which factors a problem has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,7 @@ pub(crate) fn problem(r: i64, c: i64, bias: bool, factors: Factors, seed: u64, d
         a_cc: a,
         g_rr: g,
         tokens: 100,
+        damping_scale: DampingScale::Mean,
         damping_a: 0.0,
         damping_g: 0.0,
     }
