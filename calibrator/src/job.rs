@@ -79,7 +79,7 @@ impl TryFrom<v1::Task> for Job {
             Wire::Prepare(v1::PrepareTask { resumes }) => Work::Prepare { resumes },
             Wire::Calibrate(calibrate) => Work::Calibrate(calibrate.try_into()?),
             Wire::Evaluate(v1::EvaluateTask { checkpoint }) => Work::Evaluate { checkpoint: present(checkpoint) },
-            Wire::Score(_) | Wire::Update(_) | Wire::Materialise(_) => {
+            Wire::Score(_) | Wire::Refine(_) | Wire::Update(_) | Wire::Materialise(_) => {
                 return Err(TASK.bad("work", "is a surgeon's, this is a calibrator"));
             }
         };

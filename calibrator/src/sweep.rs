@@ -102,7 +102,7 @@ fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions 
     let curvature = sites.flat_map(|b| {
         let layers = match spec.structure {
             Structure::Coupled => vec![&b.attention.o, b.mlp.consumer()],
-            Structure::RowColumn => b.linears(),
+            Structure::RowColumn | Structure::Element | Structure::NofM => b.linears(),
         };
         layers.into_iter().map(|layer| (b.index, layer.name.clone()))
     });

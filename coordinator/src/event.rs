@@ -40,6 +40,8 @@ pub enum Event {
     ShardCalibrated(ShardCalibrated),
     /// The removal paths of one block are in the store.
     BlockScored(BlockScored),
+    /// The costs of one block near the threshold were counted.
+    BlockRefined(BlockRefined),
     /// The one threshold: how far along its path each layer goes.
     CutChosen(CutChosen),
     /// One block's new weights are in the store.
@@ -138,15 +140,28 @@ pub struct SweepSeconds {
     pub wait: f64,
 }
 
-/// Paths of one block.
+/// Paths of one block, or histograms of its costs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockScored {
     /// Which shot.
     pub shot: u32,
     /// Which block.
     pub block: u32,
-    /// Where the paths lie.
-    pub paths: ObjectRef,
+    /// Where they lie.
+    pub scores: ObjectRef,
+    /// Seconds of computing.
+    pub seconds: f64,
+}
+
+/// Histograms of one block's costs near the threshold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockRefined {
+    /// Which shot.
+    pub shot: u32,
+    /// Which block.
+    pub block: u32,
+    /// Where they lie.
+    pub histograms: ObjectRef,
     /// Seconds of computing.
     pub seconds: f64,
 }
@@ -160,8 +175,8 @@ pub struct CutChosen {
     pub cuts: Vec<LayerCut>,
     /// Cost per freed weight at the cut; `None` for uniform widths.
     pub threshold: Option<f64>,
-    /// Predicted rise of the loss, nats per token.
-    pub predicted: f64,
+    /// Predicted rise of the loss, nats per token; `None` for single weights, where only the update tells.
+    pub predicted: Option<f64>,
     /// The same for the shape that was not asked for.
     pub predicted_other_shape: Option<f64>,
     /// Prunable weights that the shot frees.
@@ -248,6 +263,8 @@ pub struct ShotHistory {
     pub shards: BTreeMap<u32, ShardCalibrated>,
     /// Blocks scored.
     pub scored: BTreeMap<u32, BlockScored>,
+    /// Blocks refined (single weights only).
+    pub refined: BTreeMap<u32, BlockRefined>,
     /// The cut.
     pub cut: Option<CutChosen>,
     /// Blocks updated.
@@ -285,6 +302,9 @@ impl History {
             }
             Event::BlockScored(b) => {
                 self.shots.entry(b.shot).or_default().scored.insert(b.block, b);
+            }
+            Event::BlockRefined(b) => {
+                self.shots.entry(b.shot).or_default().refined.insert(b.block, b);
             }
             Event::CutChosen(c) => {
                 let shot = c.shot;

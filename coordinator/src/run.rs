@@ -231,6 +231,7 @@ fn stage_name(work: &Work) -> &'static str {
         Work::Prepare(_) => "prepare",
         Work::Calibrate(_) => "calibrate",
         Work::Score(_) => "score",
+        Work::Refine(_) => "refine",
         Work::Update(_) => "update",
         Work::Evaluate(_) => "evaluate",
         Work::Materialise(_) => "materialise",

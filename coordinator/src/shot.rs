@@ -5,7 +5,7 @@
 
 use crate::error::RunError;
 use crate::run::Run;
-use crate::stages::{allocate, calibrate, commit, evaluate, materialise, open, prepare, score, update};
+use crate::stages::{allocate, calibrate, commit, evaluate, materialise, open, prepare, refine, score, update};
 
 /// Prunes a model: the dense baseline, the shots, the smaller model.
 pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
@@ -24,7 +24,8 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
         calibrate(run, shot), //                  1  Kronecker factors of the loss's curvature, block by block from the last …
         score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
     )?;
-    allocate(run, shot).await?; //                3  one cut over all layers
+    refine(run, shot).await?; //                  3  single weights only: the costs near the threshold, and …
+    allocate(run, shot).await?; //                   … one cut over all layers
     update(run, shot).await?; //                  4  removal and correlated update of what remains
     commit(run, shot).await?; //                  the checkpoint's manifest, written last
     evaluate(run, shot).await //                  6  held-out loss

@@ -3,6 +3,7 @@
 mod allocate;
 mod calibrate;
 mod commit;
+mod elements;
 mod finish;
 mod prepare;
 mod score;
@@ -11,6 +12,7 @@ pub(crate) use allocate::allocate;
 pub(crate) use calibrate::calibrate;
 pub use calibrate::shard_plan;
 pub(crate) use commit::commit;
+pub(crate) use elements::refine;
 pub(crate) use finish::{evaluate, materialise};
 pub(crate) use prepare::{open, prepare};
 pub(crate) use score::{score, update};
@@ -19,7 +21,7 @@ use crate::error::RunError;
 use crate::event::Prepared;
 use crate::run::Run;
 use proto::InvalidMessage;
-use types::UnitGroup;
+use types::{FactorDamping, ObjectRef, UnitGroup};
 
 /// Returns what Prepare found.
 fn prepared(run: &Run) -> Result<Prepared, RunError> {
@@ -31,6 +33,27 @@ fn units_left(run: &Run, shot: u32, group: &UnitGroup) -> u32 {
     let all = group.units * group.together;
     let state = run.history(|h| h.checkpoint_after(shot).layer(&group.layer).cloned());
     state.map_or(all, |s| u32::try_from(s.kept.len()).unwrap_or(u32::MAX))
+}
+
+/// Returns what a surgeon put into the store, if it is what the journal says.
+async fn load_json<T: serde::de::DeserializeOwned>(run: &Run, object: &ObjectRef) -> Result<T, RunError> {
+    let bytes = run.store().get(&object.key).await?;
+    if blake3::hash(&bytes).to_hex().as_str() != object.blake3 {
+        return Err(invalid(format!("object '{}'", object.key), "its BLAKE3 is not the one in the journal"));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| invalid(format!("object '{}'", object.key), e.to_string()))
+}
+
+/// Returns in how many layers damping was raised, and the largest used; fails beyond what the run allows.
+fn check_damping(run: &Run, used: impl Iterator<Item = FactorDamping>) -> Result<(u32, f64), RunError> {
+    let (mut layers, mut largest) = (0, 0.0_f64);
+    for damping in used {
+        let steps = [damping.a, damping.g].into_iter().flatten();
+        layers += u32::from(steps.clone().any(|d| d.raised > 0));
+        largest = steps.map(|d| d.lambda).fold(largest, f64::max);
+    }
+    let allowed = run.spec().max_damped_layers;
+    if layers > allowed { Err(RunError::Damped { layers, largest, allowed }) } else { Ok((layers, largest)) }
 }
 
 fn invalid(what: impl Into<String>, problem: impl Into<String>) -> RunError {

@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use types::{
-    Checkpoint, DataDescription, FactorDamping, LayerId, LayerState, ModelDescription, PathStep, RemovalPath,
-    RunReport, RunSpec, Shape, Sizes, Target, Unit, UnitKind,
+    Checkpoint, CostHistogram, DataDescription, FactorDamping, LayerId, LayerState, ModelDescription, PathStep,
+    RemovalPath, RunReport, RunSpec, Shape, Sizes, Structure, Target, Unit, UnitKind,
 };
 
 const BLOCKS: u32 = 3;
@@ -106,6 +106,14 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         "" => Checkpoint::default(),
         key => serde_json::from_slice(&store.get(key).await.unwrap()).unwrap(),
     };
+    let masked = task.spec.as_ref().unwrap().structure() == v1::Structure::Element;
+    let keep = async |folder: &str, block: u32, json: Vec<u8>| {
+        let key = format!("runs/{}/shots/{:04}/{folder}/{block:04}", task.run, task.shot);
+        let blake3 = blake3::hash(&json).to_hex().to_string();
+        let bytes = json.len() as u64;
+        store.put(&key, Bytes::from(json)).await.unwrap();
+        v1::ObjectRef { key, blake3, bytes }
+    };
     match task.work.clone().unwrap() {
         Work::Prepare(_) => TaskResult::Prepare(v1::PrepareResult {
             model: Some(model().into()),
@@ -118,21 +126,37 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
             tokens: w.samples * 16,
             ..v1::CalibrateResult::default()
         }),
+        Work::Score(w) if masked => {
+            let scores = Some(keep("scores", w.block, serde_json::to_vec(&histograms(w.block, None)).unwrap()).await);
+            TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
+        }
         Work::Score(w) => {
             let before = checkpoint(&w.checkpoint).await;
             let paths: Vec<RemovalPath> =
                 model().blocks[w.block as usize].groups.iter().map(|g| path(g, &before, w.block)).collect();
-            let key = format!("runs/{}/shots/{:04}/paths/{:04}", task.run, task.shot, w.block);
-            let json = serde_json::to_vec(&paths).unwrap();
-            let blake3 = blake3::hash(&json).to_hex().to_string();
-            let bytes = json.len() as u64;
-            store.put(&key, Bytes::from(json)).await.unwrap();
-            let paths = Some(v1::ObjectRef { key, blake3, bytes });
-            TaskResult::Score(v1::ScoreResult { paths, compute_seconds: 0.1 })
+            let scores = Some(keep("scores", w.block, serde_json::to_vec(&paths).unwrap()).await);
+            TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
+        }
+        Work::Refine(w) => {
+            let histograms = histograms(w.block, Some(w.digit as u16));
+            let histograms = Some(keep("refined", w.block, serde_json::to_vec(&histograms).unwrap()).await);
+            TaskResult::Refine(v1::RefineResult { histograms, compute_seconds: 0.1 })
+        }
+        Work::Update(w) if masked => {
+            let state = |cut: &v1::LayerCut| LayerState {
+                layer: LayerId::new(&cut.layer).unwrap(),
+                kind: UnitKind::Element,
+                kept: vec![],
+                kept_rows: vec![],
+                zeros: cut.elements.unwrap().items,
+                weights: None,
+            };
+            let layers: Vec<v1::LayerState> = w.cuts.iter().map(|cut| state(cut).into()).collect();
+            TaskResult::Update(v1::UpdateResult { predicted: vec![0.5; layers.len()], layers, compute_seconds: 0.1 })
         }
         Work::Update(w) => {
             let before = checkpoint(&w.checkpoint).await;
-            let paths: Vec<RemovalPath> = serde_json::from_slice(&store.get(&w.paths).await.unwrap()).unwrap();
+            let paths: Vec<RemovalPath> = serde_json::from_slice(&store.get(&w.scores).await.unwrap()).unwrap();
             let mut result = v1::UpdateResult::default();
             for (path, cut) in paths.iter().zip(&w.cuts) {
                 assert_eq!(path.layer.as_str(), cut.layer);
@@ -140,7 +164,8 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
                 let mut kept = left(&path.layer, &before);
                 kept.retain(|unit| !gone.contains(unit));
                 let kind = path.steps.first().map_or(UnitKind::FfnChannel, |s| s.unit.kind);
-                let state = LayerState { layer: path.layer.clone(), kind, kept, kept_rows: vec![], weights: None };
+                let state =
+                    LayerState { layer: path.layer.clone(), kind, kept, kept_rows: vec![], zeros: 0, weights: None };
                 result.layers.push(state.into());
                 result.predicted.push(path.steps[..cut.steps as usize].iter().map(|s| s.cost).sum());
             }
@@ -161,6 +186,29 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
             logit_difference: 0.0,
         }),
     }
+}
+
+/// Returns the costs of a layer's weights, the same in every shot; many are equal.
+fn costs(block: u32, name: &str) -> Vec<f32> {
+    let salt = block * 31 + u32::try_from(name.len()).unwrap();
+    (0..160_u32).map(|i| ((i * 7919 + salt * 104_729) % 97) as f32 / 1024.0).collect()
+}
+
+/// Returns the first digits of a block's costs, or the second ones of those with `prefix`.
+fn histograms(block: u32, prefix: Option<u16>) -> Vec<CostHistogram> {
+    let histogram = |name: &str| {
+        let mut bins = BTreeMap::new();
+        for bits in costs(block, name).into_iter().map(f32::to_bits) {
+            let (upper, lower) = ((bits >> 16) as u16, (bits & 0xFFFF) as u16);
+            match prefix {
+                None => *bins.entry(upper).or_default() += 1,
+                Some(prefix) if prefix == upper => *bins.entry(lower).or_default() += 1,
+                Some(_) => {}
+            }
+        }
+        CostHistogram { layer: layer(block, name), bins: bins.into_iter().collect(), damping: FactorDamping::default() }
+    };
+    ["o_proj", "down_proj"].map(histogram).into()
 }
 
 fn left(layer: &LayerId, checkpoint: &Checkpoint) -> Vec<u32> {
@@ -290,6 +338,36 @@ async fn a_run_goes_through_all_stages_and_meets_its_size() {
     let widths = report.kept.iter().filter(|k| k.kind == UnitKind::FfnChannel).map(|k| k.kept.len());
     assert!(widths.clone().all(|w| w % 2 == 0), "FFN widths are multiples of 2: {:?}", widths.collect::<Vec<_>>());
     assert!(records.last().unwrap().contains("succeeded"));
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn single_weights_go_by_one_exact_threshold_over_all_layers() {
+    let site = site(Store::memory(), true).await;
+    let created = site.create(RunSpec { structure: Structure::Element, target: Target::Size(0.8), ..spec() }).await;
+    let (ended, records) = site.watch(&created.name).await;
+    assert_eq!(ended.state(), v1::RunState::Succeeded, "{}", ended.reason);
+    let report = site.report(&created.name).await;
+    let limit = Target::Size(0.8).limit(&report.before);
+    assert_eq!(report.after.prunable, limit, "to the weight");
+    // The same by sorting all costs, in the order of layers and positions.
+    let layers = || (0..BLOCKS).flat_map(|b| ["o_proj", "down_proj"].map(|name| (b, name)));
+    let mut all: Vec<(f32, usize)> =
+        layers().enumerate().flat_map(|(n, (b, name))| costs(b, name).into_iter().map(move |c| (c, n))).collect();
+    all.sort_by(|x, y| x.0.total_cmp(&y.0));
+    let going = &all[..(report.before.prunable - limit) as usize];
+    for (n, (block, name)) in layers().enumerate() {
+        let expected = going.iter().filter(|(_, of)| *of == n).count() as u64;
+        let removed: u64 = report
+            .shots
+            .iter()
+            .flat_map(|s| &s.layers)
+            .filter(|l| l.layer == layer(block, name))
+            .map(|l| l.removed)
+            .sum();
+        assert_eq!(removed, expected, "{name} of block {block}");
+    }
+    assert!(records.iter().any(|r| r.contains("block-refined")));
     site.stop.cancel();
 }
 

@@ -44,17 +44,26 @@ prop_compose! {
             (1..u64::MAX).prop_map(Target::Parameters),
             (1..u64::MAX).prop_map(Target::Bytes),
         ],
-        row_column in any::<bool>(),
+        structure in select(Structure::ALL),
+        (n, more) in (1..32u32, 1..32u32),
+        max_correlate in 1..=65_536u32,
     ) -> RunSpec {
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
-            target, structure: Structure::Coupled, attention_unit, shape, scoring, update, curvature, fisher, shots: 1,
-            schedule, shot_data, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
+            target, structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, shape, scoring, update, curvature, fisher, shots: 1,
+            schedule, shot_data, decay: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
             multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20,
         };
         match target {
-            Target::Size(_) if row_column =>
-                RunSpec { structure: Structure::RowColumn, shape: Shape::PerLayer, ..coupled },
+            Target::Size(_) if structure == Structure::NofM => RunSpec {
+                structure, pattern: Some(Pattern { n, m: n + more }), target: Target::Size(1.0), shape: Shape::PerLayer,
+                ..coupled
+            },
+            Target::Size(_) if structure == Structure::Element =>
+                RunSpec { structure, shape: Shape::PerLayer, ..coupled },
+            _ if matches!(update, Update::Grouped | Update::TwoSided) => RunSpec { update: Update::None, ..coupled },
+            Target::Size(_) if structure == Structure::RowColumn =>
+                RunSpec { structure, shape: Shape::PerLayer, ..coupled },
             _ => coupled,
         }
     }
@@ -65,12 +74,12 @@ prop_compose! {
         choices in choices(),
         (model, data, eval_data, text_column, output) in (text(), vec(text(), 1..4), vec(text(), 0..4), text(), text()),
         (shots, samples, seq_len, eval_samples) in (1..=1000u32, 1..=10_000_000u64, 2..=1_048_576u64, any::<u64>()),
-        (damping_a, damping_g) in (0.0..=10.0, 0.0..=10.0),
+        (damping_a, damping_g, decay) in (0.0..=10.0, 0.0..=10.0, 0.0..=1.0),
         (max_damped_layers, multiple_of, seed, memory) in
             (any::<u32>(), 1..=65_536u32, any::<u64>(), (1u64 << 20)..=u64::MAX),
     ) -> RunSpec {
         RunSpec {
-            model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g,
+            model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
             max_damped_layers, multiple_of, seed, memory, ..choices
         }
     }
@@ -82,12 +91,16 @@ prop_compose! {
     }
 }
 
+fn elements() -> impl Strategy<Value = ElementCut> {
+    (any::<u32>(), 0..=MAX_SIZE, 0..=MAX_SIZE).prop_map(|(bits, ties, items)| ElementCut { bits, ties, items })
+}
+
 prop_compose! {
     fn state()(
         layer in layer(), kind in select(UnitKind::ALL), kept in rising(), kept_rows in rising(),
-        weights in option::of(object()),
+        zeros in 0..=MAX_SIZE, weights in option::of(object()),
     ) -> LayerState {
-        LayerState { layer, kind, kept, kept_rows, weights }
+        LayerState { layer, kind, kept, kept_rows, zeros, weights }
     }
 }
 
@@ -158,9 +171,9 @@ proptest! {
     }
 
     #[test]
-    fn cuts_and_states_survive_the_wire(state in state(), layer in layer(), steps in any::<u32>()) {
+    fn cuts_and_states_survive_the_wire(state in state(), layer in layer(), steps in any::<u32>(), elements in option::of(elements())) {
         prop_assert_eq!(through_the_wire::<_, v1::LayerState>(state.clone()), Ok(state));
-        let cut = LayerCut { layer, steps };
+        let cut = LayerCut { layer, steps, elements };
         prop_assert_eq!(through_the_wire::<_, v1::LayerCut>(cut.clone()), Ok(cut));
     }
 
@@ -261,7 +274,7 @@ fn faults_deep_in_a_description_are_named_by_their_place() {
 #[test]
 fn a_state_with_indices_out_of_order_is_refused() {
     for kept in [vec![1, 1], vec![2, 1]] {
-        let state = v1::LayerState { layer: "l".into(), kind: 1, kept, kept_rows: vec![], weights: None };
+        let state = v1::LayerState { layer: "l".into(), kind: 1, kept, kept_rows: vec![], zeros: 0, weights: None };
         assert_eq!(LayerState::try_from(state).unwrap_err().violations[0].field, "kept");
     }
 }

@@ -3,6 +3,10 @@
 //! Tensors never leave this file but as bytes. Factors are added in the order in which the caller hands them over: shards
 //! rising.
 
+mod elements;
+
+pub(crate) use elements::Digit;
+
 use crate::error::Error;
 use bytes::Bytes;
 use curvature::{BlockFactors, Side};
@@ -12,8 +16,8 @@ use service::checkpoint::LayerBytes;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use types::{
-    AttentionUnit, BlockDescription, Curvature, LayerCut, LayerDescription, LayerId, LayerState, ModelDescription,
-    RemovalPath, RunSpec, Structure, Unit, UnitGroup, UnitKind,
+    AttentionUnit, BlockDescription, CostHistogram, Curvature, ElementCut, LayerCut, LayerDescription, LayerId,
+    LayerState, ModelDescription, RemovalPath, RunSpec, Structure, Unit, UnitGroup, UnitKind,
 };
 
 /// State of the compute thread.
@@ -44,7 +48,7 @@ pub(crate) struct NewLayer {
 }
 
 /// One block as a job sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct BlockJob {
     /// Everything that can change a number.
     pub(crate) spec: RunSpec,
@@ -54,16 +58,28 @@ pub(crate) struct BlockJob {
     pub(crate) changed: Vec<LayerBytes>,
 }
 
+impl BlockJob {
+    /// Returns the units of each group that are left.
+    fn kept(&self) -> BTreeMap<LayerId, Vec<u32>> {
+        let kept = |group: &UnitGroup| {
+            let changed = self.changed.iter().find(|(state, _)| state.layer == group.layer);
+            changed.map_or_else(|| (0..group.units * group.together).collect(), |(state, _)| state.kept.clone())
+        };
+        self.block.groups.iter().map(|group| (group.layer.clone(), kept(group))).collect()
+    }
+}
+
 /// One removal problem of a block: a consumer and its units, or a layer with its rows and columns.
 enum Site<'a> {
     Coupled { layer: &'a LayerDescription, units: Units },
     RowColumn { layer: &'a LayerDescription, rows: Vec<u32>, columns: Vec<u32> },
+    Elements { layer: &'a LayerDescription },
 }
 
 impl Site<'_> {
     fn layer(&self) -> &LayerDescription {
         match self {
-            Self::Coupled { layer, .. } | Self::RowColumn { layer, .. } => layer,
+            Self::Coupled { layer, .. } | Self::RowColumn { layer, .. } | Self::Elements { layer } => layer,
         }
     }
 
@@ -71,6 +87,7 @@ impl Site<'_> {
         match self {
             Self::Coupled { units, .. } => units.kind,
             Self::RowColumn { .. } => UnitKind::Column,
+            Self::Elements { .. } => UnitKind::Element,
         }
     }
 }
@@ -98,14 +115,39 @@ impl Bench {
     /// Adds one shard's factors to what is here.
     pub(crate) fn add(&mut self, shard: &[u8]) -> Result<(), Error> {
         let (tensors, metadata) = tensor_file::decode(shard, self.device)?;
-        let tokens = metadata.get("tokens").and_then(|t| t.parse().ok());
-        let tokens = tokens.ok_or_else(|| Error::Bug("factors do not say over how many tokens they are".into()))?;
-        let part = BlockFactors::unpack(tokens, tensors, self.device)?;
+        let part = BlockFactors::unpack(tokens(&metadata)?, tensors, self.device)?;
         match &mut self.factors {
             None => self.factors = Some(part),
             Some(sum) => sum.merge(&part)?,
         }
         Ok(())
+    }
+
+    /// Adds an earlier shot's factors, as [`Self::mix`] gave them then, faded by the run's decay and for the units that are
+    /// still left; returns the sums.
+    pub(crate) fn mix(&mut self, job: &BlockJob, earlier: Option<&[u8]>) -> Result<Bytes, Error> {
+        let kept = job.kept();
+        let mut factors = self.factors.take().ok_or_else(|| Error::Bug("no factors lie on the bench".into()))?;
+        if let Some(earlier) = earlier {
+            let (tensors, metadata) = tensor_file::decode(earlier, self.device)?;
+            let mut past = BlockFactors::unpack(tokens(&metadata)?, tensors, self.device)?;
+            let kept_then: BTreeMap<LayerId, Vec<u32>> = metadata
+                .get("kept")
+                .and_then(|json| serde_json::from_str(json).ok())
+                .ok_or_else(|| Error::Bug("running factors do not say which units they are of".into()))?;
+            for group in &job.block.groups {
+                let (now, then) = (&kept[&group.layer], kept_then.get(&group.layer));
+                let then = then.ok_or_else(|| Error::Bug(format!("running factors lack {}", group.layer)))?;
+                past.keep_inputs(group.layer.as_str(), &still_there(job, group, then, now)?)?;
+            }
+            past.decay(job.spec.decay)?;
+            factors.merge(&past)?;
+        }
+        let json = serde_json::to_string(&kept).map_err(|e| Error::Bug(e.to_string()))?;
+        let metadata = BTreeMap::from([("tokens".to_owned(), factors.tokens.to_string()), ("kept".to_owned(), json)]);
+        let bytes = tensor_file::encode(&factors.pack()?, &metadata)?;
+        self.factors = Some(factors);
+        Ok(Bytes::from(bytes))
     }
 
     /// Returns the removal path of each of the block's sites; `cancelled` is asked before each.
@@ -125,9 +167,33 @@ impl Bench {
                     Site::RowColumn { rows, columns, .. } => {
                         pruning::row_column_path(&problem, rows, columns, job.spec.scoring, job.spec.update)?
                     }
+                    Site::Elements { layer } => {
+                        return Err(Error::Bug(format!("single weights of {} have no path", layer.layer)));
+                    }
                 });
             }
             Ok(paths)
+        })
+    }
+
+    /// Returns how often each digit occurs among the costs of the block's items, layer by layer.
+    pub(crate) fn histograms(
+        &mut self,
+        job: &BlockJob,
+        digit: Digit,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<CostHistogram>, Error> {
+        tch::no_grad(|| {
+            let layers = self.overlays(job)?;
+            let mut histograms = Vec::new();
+            for site in Self::sites(job, &layers)? {
+                if cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let problem = self.problem(&job.spec, site.layer(), layers.get(&site.layer().layer))?;
+                histograms.push(elements::histogram(&problem, &job.spec, digit)?);
+            }
+            Ok(histograms)
         })
     }
 
@@ -147,6 +213,14 @@ impl Bench {
                     return Err(Error::Cancelled);
                 }
                 let layer = &site.layer().layer;
+                if let Some(cut) = element_cut(layer, cuts) {
+                    let problem = self.problem(&job.spec, site.layer(), layers.get(layer))?;
+                    let (updated, zeros) = elements::update(&problem, &job.spec, cut)?;
+                    let mut new = new_layer(&site, updated)?;
+                    new.state.zeros = zeros;
+                    result.push(new);
+                    continue;
+                }
                 let removed = removed(layer, paths, cuts)?;
                 if !removed.is_empty() {
                     let problem = self.problem(&job.spec, site.layer(), layers.get(layer))?;
@@ -157,6 +231,7 @@ impl Bench {
                         Site::RowColumn { rows, columns, .. } => {
                             pruning::row_column_update(&problem, rows, columns, &removed, job.spec.update)?
                         }
+                        Site::Elements { .. } => return Err(Error::Bug(format!("{layer} was cut along a path"))),
                     };
                     result.push(new_layer(&site, updated)?);
                 } else if let Some((state, _)) = job.changed.iter().find(|(s, _)| s.layer == *layer) {
@@ -199,6 +274,9 @@ impl Bench {
             Structure::RowColumn => {
                 let wanted = job.block.layers.iter().filter(|l| l.curvature);
                 Ok(wanted.map(|layer| row_column_site(layer, changed.get(&layer.layer))).collect())
+            }
+            Structure::Element | Structure::NofM => {
+                Ok(job.block.layers.iter().filter(|l| l.curvature).map(|layer| Site::Elements { layer }).collect())
             }
         }
     }
@@ -258,6 +336,27 @@ pub(crate) fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overla
     Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
 }
 
+/// Returns where the inputs of the units that are left now were among those that were left then; the bias goes along.
+fn still_there(job: &BlockJob, group: &UnitGroup, then: &[u32], now: &[u32]) -> Result<Vec<i64>, Error> {
+    let width = i64::from(group.columns_per_unit);
+    let mut positions = Vec::with_capacity(now.len() * width as usize + 1);
+    for unit in now {
+        let at = then.binary_search(unit);
+        let at = at.map_err(|_| Error::Bug(format!("unit {unit} of {} was gone before", group.layer)))? as i64;
+        positions.extend(at * width..(at + 1) * width);
+    }
+    if job.block.layers.iter().any(|l| l.layer == group.layer && l.bias) {
+        positions.push(then.len() as i64 * width);
+    }
+    Ok(positions)
+}
+
+/// Returns over how many tokens factors are.
+fn tokens(metadata: &BTreeMap<String, String>) -> Result<u64, Error> {
+    let tokens = metadata.get("tokens").and_then(|t| t.parse().ok());
+    tokens.ok_or_else(|| Error::Bug("factors do not say over how many tokens they are".into()))
+}
+
 fn coupled_site<'a>(
     block: &'a BlockDescription,
     group: &UnitGroup,
@@ -284,6 +383,11 @@ fn row_column_site<'a>(layer: &'a LayerDescription, changed: Option<&LayerOverla
         None => ((0..layer.rows as u32).collect(), (0..layer.columns as u32).collect()),
     };
     Site::RowColumn { layer, rows, columns }
+}
+
+/// Returns which items the cut takes from a layer, if it goes by single weights.
+fn element_cut(layer: &LayerId, cuts: &[LayerCut]) -> Option<ElementCut> {
+    cuts.iter().find(|c| c.layer == *layer).and_then(|c| c.elements)
 }
 
 /// Returns the units that the cut takes from a layer: a prefix of its path.
@@ -317,6 +421,7 @@ fn new_layer(site: &Site, updated: Updated) -> Result<NewLayer, Error> {
         kind: site.kind(),
         kept: updated.kept,
         kept_rows: updated.kept_rows,
+        zeros: 0,
         weights: None,
     };
     Ok(NewLayer { state, weights: Some(Bytes::from(bytes)), predicted: updated.predicted })

@@ -56,7 +56,8 @@ fn shot(bench: &mut Bench, spec: &RunSpec, changed: Vec<LayerBytes>) -> (Vec<Rem
     let job = BlockJob { spec: spec.clone(), block, changed };
     let paths = bench.score(&job, &|| false).unwrap();
     let round = |path: &RemovalPath| path.steps.len() as u32 / 4 * 2;
-    let cuts: Vec<_> = paths.iter().map(|p| LayerCut { layer: p.layer.clone(), steps: round(p) }).collect();
+    let cuts: Vec<_> =
+        paths.iter().map(|p| LayerCut { layer: p.layer.clone(), steps: round(p), elements: None }).collect();
     let layers = bench.update(&job, &paths, &cuts, &|| false).unwrap();
     (paths, layers)
 }
@@ -139,7 +140,7 @@ fn a_cut_longer_than_its_path_and_a_lost_lease_stop_the_update() {
     let mut bench = Bench::new(Device::Cpu);
     let (paths, _) = shot(&mut bench, &spec, vec![]);
     let job = BlockJob { spec: spec.clone(), block: bench.describe(&spec, 1).unwrap(), changed: vec![] };
-    let too_long = [LayerCut { layer: paths[0].layer.clone(), steps: paths[0].steps.len() as u32 + 1 }];
+    let too_long = [LayerCut { layer: paths[0].layer.clone(), steps: paths[0].steps.len() as u32 + 1, elements: None }];
     assert!(matches!(bench.update(&job, &paths, &too_long, &|| false), Err(Error::Bug(_))));
     assert!(matches!(bench.update(&job, &paths, &[], &|| true), Err(Error::Cancelled)));
     assert!(matches!(bench.score(&job, &|| true), Err(Error::Cancelled)));

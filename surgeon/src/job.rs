@@ -27,15 +27,22 @@ pub(crate) struct Job {
 /// What a surgeon can do.
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
-    /// Gather one block's factors, compute its layers' paths.
+    /// Gather one block's factors, compute its layers' paths, or count the first digits of their costs.
     Score(Block),
+    /// Count the second digits of the costs that begin with one.
+    Refine {
+        /// Which block.
+        block: Block,
+        /// First digit of the threshold.
+        digit: u16,
+    },
     /// Carry out the cut in one block.
     Update {
         /// Which block.
         block: Block,
-        /// Key of its paths.
-        paths: String,
-        /// Prefix of each layer's path.
+        /// Key of its paths; not read for single weights.
+        scores: String,
+        /// What goes from each layer.
         cuts: Vec<LayerCut>,
     },
     /// Write the final folder.
@@ -64,6 +71,7 @@ impl Job {
         let (run, shot, generation) = (&self.run, self.shot, self.generation);
         match &self.work {
             Work::Score(b) => tracing::info_span!("score", %run, shot, %generation, block = b.number),
+            Work::Refine { block, .. } => tracing::info_span!("refine", %run, shot, %generation, block = block.number),
             Work::Update { block, .. } => tracing::info_span!("update", %run, shot, %generation, block = block.number),
             Work::Materialise { .. } => tracing::info_span!("materialise", %run, shot, %generation),
         }
@@ -79,9 +87,13 @@ impl TryFrom<v1::Task> for Job {
             Wire::Score(v1::ScoreTask { block, checkpoint, shards }) => {
                 Work::Score(Block::new(block, checkpoint, shards)?)
             }
-            Wire::Update(v1::UpdateTask { block, checkpoint, shards, paths, cuts }) => Work::Update {
+            Wire::Refine(v1::RefineTask { block, checkpoint, shards, digit }) => Work::Refine {
                 block: Block::new(block, checkpoint, shards)?,
-                paths: UPDATE.text("paths", paths, proto::convert::MAX_TEXT)?,
+                digit: u16::try_from(digit).map_err(|_| TASK.bad("digit", "has more than 16 bits"))?,
+            },
+            Wire::Update(v1::UpdateTask { block, checkpoint, shards, scores, cuts }) => Work::Update {
+                block: Block::new(block, checkpoint, shards)?,
+                scores: UPDATE.text("scores", scores, proto::convert::MAX_TEXT)?,
                 cuts: UPDATE.list("cuts", cuts, proto::convert::MAX_LAYERS)?,
             },
             Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json }) => {

@@ -74,8 +74,11 @@ impl Handler {
     async fn carry_out(&self, job: Job, lease: &Lease) -> Result<TaskResult, Error> {
         let shot = (job.run, job.shot);
         match job.work {
-            Work::Update { block, paths, cuts } => {
-                self.update(&shot, job.spec, (block, paths, cuts), lease).await.map(TaskResult::Update)
+            Work::Refine { block, digit } => {
+                self.refine_block(&shot, job.spec, (&block, digit), lease).await.map(TaskResult::Refine)
+            }
+            Work::Update { block, scores, cuts } => {
+                self.update(&shot, job.spec, (block, scores, cuts), lease).await.map(TaskResult::Update)
             }
             Work::Materialise { checkpoint, report_json } => {
                 self.materialise(job.spec, checkpoint, report_json).await.map(TaskResult::Materialise)
@@ -88,10 +91,10 @@ impl Handler {
         &self,
         shot: &(types::RunId, u32),
         spec: RunSpec,
-        (block, paths, cuts): (Block, String, Vec<LayerCut>),
+        (block, scores, cuts): (Block, String, Vec<LayerCut>),
         lease: &Lease,
     ) -> Result<v1::UpdateResult, Error> {
-        let updated = self.update_block(shot, spec, (&block, &paths, cuts), lease).await?;
+        let updated = self.update_block(shot, spec, (&block, &scores, cuts), lease).await?;
         tracing::info!(layers = updated.layers.len(), "block updated");
         Ok(updated)
     }

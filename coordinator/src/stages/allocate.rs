@@ -1,12 +1,12 @@
 //! Stage 3, the only barrier: the paths of all layers become one cut per layer.
 
-use super::{invalid, prepared, units_left};
+use super::{check_damping, elements, invalid, load_json, prepared, units_left};
 use crate::error::RunError;
 use crate::event::{CutChosen, Event};
 use crate::run::Run;
 use planning::threshold::{self, Cut, LayerPath, Ranking};
 use proto::v1;
-use types::{DampingStep, LayerCut, LayerReport, RemovalPath, Scoring, Shape, Structure, UnitGroup, UnitKind};
+use types::{LayerCut, LayerReport, RemovalPath, Scoring, Shape, Structure, UnitGroup, UnitKind};
 
 /// Chooses the cut for the shot's budget and makes it durable.
 pub(crate) async fn allocate(run: &Run, shot: u32) -> Result<(), RunError> {
@@ -15,9 +15,19 @@ pub(crate) async fn allocate(run: &Run, shot: u32) -> Result<(), RunError> {
         return Ok(());
     }
     run.set_stage(shot, v1::Stage::Allocate, 0, 1);
-    let mut paths = Vec::new();
+    let chosen =
+        if run.spec().structure.is_masked() { elements::choose(run, shot).await? } else { choose(run, shot).await? };
+    run.record(Event::CutChosen(chosen)).await?;
+    run.set_stage(shot, v1::Stage::Allocate, 1, 1);
+    Ok(())
+}
+
+/// Returns the cut of the layers' paths.
+async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
+    let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
+    let mut paths: Vec<RemovalPath> = Vec::new();
     for scored in known.scored.values() {
-        paths.extend(load(run, &scored.paths).await?);
+        paths.extend(load_json::<Vec<RemovalPath>>(run, &scored.scores).await?);
     }
     let target = run.spec().target;
     let before = run.history(|h| h.sizes(shot - 1)).ok_or_else(|| invalid("journal", "the last shot has no size"))?;
@@ -32,18 +42,7 @@ pub(crate) async fn allocate(run: &Run, shot: u32) -> Result<(), RunError> {
     };
     // Only for the report: the other shape need not be possible (unequal widths, too coarse a quantum).
     let other = other.and_then(|shape| solve(run, shape, &layers, to_free).ok()).map(|cut| cut.predicted);
-    let chosen = chosen(run, shot, &paths, &cut, other)?;
-    run.record(Event::CutChosen(chosen)).await?;
-    run.set_stage(shot, v1::Stage::Allocate, 1, 1);
-    Ok(())
-}
-
-async fn load(run: &Run, object: &types::ObjectRef) -> Result<Vec<RemovalPath>, RunError> {
-    let bytes = run.store().get(&object.key).await?;
-    if blake3::hash(&bytes).to_hex().as_str() != object.blake3 {
-        return Err(invalid(format!("object '{}'", object.key), "its BLAKE3 is not the one in the journal"));
-    }
-    serde_json::from_slice(&bytes).map_err(|e| invalid(format!("object '{}'", object.key), e.to_string()))
+    chosen(run, shot, &paths, &cut, other)
 }
 
 fn solve(run: &Run, shape: Shape, layers: &[LayerPath<'_>], to_free: u64) -> Result<Cut, planning::PlanningError> {
@@ -106,33 +105,30 @@ fn chosen(
     predicted_other_shape: Option<f64>,
 ) -> Result<CutChosen, RunError> {
     let prefix = |path: &'_ RemovalPath, steps: u32| path.steps[..steps as usize].iter().map(|s| s.freed).sum::<u64>();
-    let steps: Vec<DampingStep> = paths.iter().flat_map(|p| [p.damping.a, p.damping.g]).flatten().collect();
-    let damped_layers =
-        paths.iter().filter(|p| [p.damping.a, p.damping.g].iter().flatten().any(|d| d.raised > 0)).count();
-    let chosen = CutChosen {
+    let (damped_layers, largest_damping) = check_damping(run, paths.iter().map(|p| p.damping))?;
+    Ok(CutChosen {
         shot,
-        cuts: paths.iter().zip(&cut.steps).map(|(p, n)| LayerCut { layer: p.layer.clone(), steps: *n }).collect(),
+        cuts: paths
+            .iter()
+            .zip(&cut.steps)
+            .map(|(p, n)| LayerCut { layer: p.layer.clone(), steps: *n, elements: None })
+            .collect(),
         threshold: cut.threshold,
-        predicted: cut.predicted,
+        predicted: Some(cut.predicted),
         predicted_other_shape,
         freed_prunable: paths.iter().zip(&cut.steps).map(|(p, n)| prefix(p, *n)).sum(),
-        damped_layers: u32::try_from(damped_layers).unwrap_or(u32::MAX),
-        largest_damping: steps.iter().map(|d| d.lambda).fold(0.0, f64::max),
+        damped_layers,
+        largest_damping,
         layers: paths
             .iter()
             .zip(&cut.steps)
             .map(|(p, n)| LayerReport {
                 layer: p.layer.clone(),
-                removed: *n,
+                removed: u64::from(*n),
                 left: 0,
                 predicted: 0.0,
                 damping: p.damping,
             })
             .collect(),
-    };
-    let allowed = run.spec().max_damped_layers;
-    if chosen.damped_layers > allowed {
-        return Err(RunError::Damped { layers: chosen.damped_layers, largest: chosen.largest_damping, allowed });
-    }
-    Ok(chosen)
+    })
 }

@@ -21,15 +21,24 @@ pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
             };
             known.updated.values().find_map(of).unwrap_or(0.0)
         };
-        let left = |layer: &types::LayerId| {
-            let state = checkpoint.layer(layer);
-            state.map_or(0, |s| u32::try_from(s.kept.len() + s.kept_rows.len()).unwrap_or(u32::MAX))
+        let model = prepared(run)?.model;
+        let weights = |layer: &types::LayerId| {
+            let described = model.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == *layer);
+            described.map_or(0, |l| l.rows * l.columns)
         };
-        let layers: Vec<LayerReport> = cut
-            .layers
-            .into_iter()
-            .map(|l| LayerReport { left: left(&l.layer), predicted: predicted(&l.layer), ..l })
-            .collect();
+        let before = run.history(|h| h.checkpoint_after(shot - 1));
+        let zeros = |of: &Checkpoint, layer: &types::LayerId| of.layer(layer).map_or(0, |s| s.zeros);
+        let masked = run.spec().structure.is_masked();
+        let report = |l: LayerReport| {
+            let (removed, left) = if masked {
+                let now = zeros(&checkpoint, &l.layer);
+                (now.saturating_sub(zeros(&before, &l.layer)), weights(&l.layer).saturating_sub(now))
+            } else {
+                (l.removed, checkpoint.layer(&l.layer).map_or(0, |s| (s.kept.len() + s.kept_rows.len()) as u64))
+            };
+            LayerReport { removed, left, predicted: predicted(&l.layer), ..l }
+        };
+        let layers: Vec<LayerReport> = cut.layers.into_iter().map(report).collect();
         let sizes = sizes_after(run, shot, &checkpoint, cut.freed_prunable)?;
         let key = keys::checkpoint(run.id(), shot);
         let manifest = serde_json::to_vec_pretty(&checkpoint).map_err(|e| invalid("manifest", e.to_string()))?;
@@ -42,9 +51,16 @@ pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
 
 fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u64) -> Result<Sizes, RunError> {
     let model = prepared(run)?.model;
-    if run.spec().structure == Structure::RowColumn {
-        let before = run.history(|h| h.sizes(shot - 1)).unwrap_or(model.dense);
-        return Ok(Sizes { prunable: before.prunable.saturating_sub(freed_prunable), ..before });
+    match run.spec().structure {
+        Structure::Coupled => {}
+        Structure::RowColumn => {
+            let before = run.history(|h| h.sizes(shot - 1)).unwrap_or(model.dense);
+            return Ok(Sizes { prunable: before.prunable.saturating_sub(freed_prunable), ..before });
+        }
+        Structure::Element | Structure::NofM => {
+            let zeros: u64 = checkpoint.layers.iter().map(|l| l.zeros).sum();
+            return Ok(Sizes { prunable: model.dense.prunable.saturating_sub(zeros), ..model.dense });
+        }
     }
     Ok(model.groups().fold(model.dense, |size, group| {
         let all = u64::from(group.units * group.together);
@@ -56,6 +72,7 @@ fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u6
 /// Deletes the shot's factors, and weights that neither this checkpoint nor the one before it uses.
 async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
     run.store().delete_prefix(&keys::all_factors(run.id(), shot)).await?;
+    run.store().delete_prefix(&keys::all_running(run.id(), shot - 1)).await?;
     let used: BTreeSet<String> = [shot, shot - 1]
         .into_iter()
         .flat_map(|n| run.history(|h| h.checkpoint_after(n)).layers)

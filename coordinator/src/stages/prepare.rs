@@ -8,7 +8,7 @@ use planning::schedule;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
-use types::{Sizes, Structure, Target, format_bytes};
+use types::{Sizes, Target, format_bytes};
 
 /// Has a calibrator describe model and data; when the run goes on, makes sure that they are what they were.
 pub(crate) async fn prepare(run: &Run) -> Result<(), RunError> {
@@ -73,7 +73,7 @@ fn check_target(run: &Run, found: &Prepared) -> Result<(), RunError> {
     if limit == 0 {
         return Err(RunError::Target("the target leaves nothing of the model".into()));
     }
-    if spec.structure == Structure::RowColumn || limit >= whole {
+    if spec.structure.keeps_shapes() || limit >= whole {
         return Ok(());
     }
     let smallest = found.model.smallest(spec.multiple_of);

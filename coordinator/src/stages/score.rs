@@ -22,8 +22,8 @@ pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
     each_block(run, shot, v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
         let TaskResult::Score(r) = result else { return Err(wrong_result("score")) };
         let bad = bad_message("result of score");
-        let paths = proto::convert::required("paths", r.paths).map_err(&bad)?.try_into().map_err(&bad)?;
-        Ok(Event::BlockScored(BlockScored { shot, block, paths, seconds: r.compute_seconds }))
+        let scores = proto::convert::required("scores", r.scores).map_err(&bad)?.try_into().map_err(&bad)?;
+        Ok(Event::BlockScored(BlockScored { shot, block, scores, seconds: r.compute_seconds }))
     })
     .await
 }
@@ -42,12 +42,12 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
         let layers = described.map(|b| b.layers.as_slice()).unwrap_or_default();
         let of_block = cut.cuts.iter().filter(|c| layers.iter().any(|l| l.layer == c.layer));
         let scored = known.scored.get(block);
-        let paths = scored.ok_or_else(|| invalid("journal", format!("block {block} was cut before it was scored")))?;
+        let scored = scored.ok_or_else(|| invalid("journal", format!("block {block} was cut before it was scored")))?;
         works.push(Work::Update(v1::UpdateTask {
             block: *block,
             checkpoint: checkpoint.clone(),
             shards,
-            paths: paths.paths.key.clone(),
+            scores: scored.scores.key.clone(),
             cuts: of_block.cloned().map(Into::into).collect(),
         }));
     }
@@ -75,7 +75,7 @@ fn blocks_without(run: &Run, done: impl Fn(u32) -> bool) -> Result<Vec<u32>, Run
 }
 
 /// Gives out one task a block and counts them as they finish.
-async fn each_block(
+pub(super) async fn each_block(
     run: &Run,
     shot: u32,
     stage: v1::Stage,

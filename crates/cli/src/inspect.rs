@@ -51,15 +51,15 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
 }
 
 fn inspect(args: &InspectArgs, folder: &ModelFolder) -> Result<Inspection, CliError> {
-    let description = units::describe(folder, args.structure, args.heads)?;
+    let description = units::describe(folder, args.structure.structure, args.heads)?;
     let target = args.target.target();
     target.map_or(Ok(()), |target| check(args, &description, target))?;
     let left = target.map(|target| Left {
         target,
         limit: target.limit(&description.dense),
-        uniform: match args.structure {
+        uniform: match args.structure.structure {
             Structure::Coupled => uniform_widths(&description, target, args.multiple_of),
-            Structure::RowColumn => Vec::new(),
+            Structure::RowColumn | Structure::Element | Structure::NofM => Vec::new(),
         },
     });
     let config = folder.config();
@@ -72,9 +72,9 @@ fn inspect(args: &InspectArgs, folder: &ModelFolder) -> Result<Inspection, CliEr
         ffn: config.ffn,
         dtypes: dtypes.into_iter().map(|kind| dtype_name(&kind).to_owned()).collect(),
         tied: config.tied,
-        structure: args.structure,
+        structure: args.structure.structure,
         multiple_of: args.multiple_of,
-        smallest: (args.structure == Structure::Coupled).then(|| description.smallest(args.multiple_of)),
+        smallest: (args.structure.structure == Structure::Coupled).then(|| description.smallest(args.multiple_of)),
         left,
         description,
     })
@@ -88,13 +88,12 @@ fn check(args: &InspectArgs, description: &ModelDescription, target: Target) -> 
         let problem = "is outside (0, 1]; 0.8 keeps 80 % of the prunable weights";
         return Err(CliError::Usage(format!("--target-size {fraction} {problem}")));
     }
-    match args.structure {
+    match args.structure.structure {
         Structure::Coupled => check_target(description, target, args.multiple_of),
-        Structure::RowColumn if matches!(target, Target::Size(_)) => Ok(()),
-        Structure::RowColumn => Err(CliError::Usage(
-            "row-column keeps tensors as large as they are, so parameters and bytes stay the same; give --target-size"
-                .into(),
-        )),
+        _ if matches!(target, Target::Size(_)) => Ok(()),
+        structure => Err(CliError::Usage(format!(
+            "{structure} keeps tensors as large as they are, so parameters and bytes stay the same; give --target-size"
+        ))),
     }
 }
 

@@ -111,6 +111,36 @@ impl BlockFactors {
         })
     }
 
+    /// Scales the sums and the count of tokens by `rho`, so that what is added later counts for more.
+    ///
+    /// The count is rounded to whole tokens and the sums are scaled by as much, so that means stay what they are.
+    pub fn decay(&mut self, rho: f64) -> Result<(), CurvatureError> {
+        let tokens = (self.tokens as f64 * rho).round();
+        let scale = if self.tokens == 0 { 0.0 } else { tokens / self.tokens as f64 };
+        self.tokens = tokens as u64;
+        tch::no_grad(|| {
+            for sum in self.a.values_mut().chain(self.g.values_mut()) {
+                let _ = sum.f_mul_scalar_(scale)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Keeps some inputs of a layer's A only: rows and columns at rising positions. Nothing for a layer without A.
+    ///
+    /// # Errors
+    /// `Shape` when a position is beyond the factor.
+    pub fn keep_inputs(&mut self, layer: &str, positions: &[i64]) -> Result<(), CurvatureError> {
+        let Some(sum) = self.a.get_mut(layer) else { return Ok(()) };
+        let n = sum.size()[0];
+        if let Some(&last) = positions.last().filter(|last| **last >= n) {
+            return Err(shape_error(Side::Input, layer, vec![last + 1, last + 1], vec![n, n]));
+        }
+        let index = Tensor::from_slice(positions).to_device(sum.device());
+        *sum = tch::no_grad(|| sum.f_index_select(0, &index)?.f_index_select(1, &index))?; // rising: the lower triangle stays below
+        Ok(())
+    }
+
     /// Returns all sums for the wire: A by layer name, then G by layer name, each the packed lower triangle by rows
     /// (n(n+1)/2 values), f32 on the CPU, under the key `A:layer` or `G:layer`.
     ///

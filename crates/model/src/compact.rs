@@ -107,7 +107,11 @@ impl<'a> Compaction<'a> {
     pub(crate) fn new(folder: &'a ModelFolder, overlay: &'a Overlay, multiple_of: i64) -> Result<Self, ModelError> {
         let layers = folder.layers();
         let mut compaction = Self { overlay, layers, widths: None, padded: false };
-        if overlay.layers.values().any(|layer| matches!(layer.kind, UnitKind::Row | UnitKind::Column)) {
+        if overlay
+            .layers
+            .values()
+            .any(|layer| matches!(layer.kind, UnitKind::Row | UnitKind::Column | UnitKind::Element))
+        {
             return Ok(compaction);
         }
         let config = folder.config();

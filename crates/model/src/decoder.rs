@@ -19,6 +19,11 @@ use types::LayerId;
 
 /// Sees what flows through each linear layer, in the order of the forward pass.
 pub trait Tap {
+    /// Returns the output of `layer` for its input `x`: the layer's own, unless a tap has other weights for it.
+    fn forward(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor, ModelError> {
+        layer.forward(x)
+    }
+
     /// Takes the input `x` and the output `y` of `layer` and returns the output to go on with (usually `y` itself).
     /// `input` names the first layer that is fed by the same tensor.
     fn linear(&mut self, layer: &Linear, input: &LayerId, x: &Tensor, y: Tensor) -> Tensor;
@@ -63,6 +68,17 @@ impl Block {
         let Attention { q, k, v, o, .. } = &self.attention;
         let mut all = vec![q, k, v, o];
         match &self.mlp {
+            Mlp::Gated { gate, up, down, .. } => all.extend([gate, up, down]),
+            Mlp::Plain { fc1, fc2, .. } => all.extend([fc1, fc2]),
+        }
+        all
+    }
+
+    /// Returns [`Self::linears`], to change them.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let Attention { q, k, v, o, .. } = &mut self.attention;
+        let mut all = vec![q, k, v, o];
+        match &mut self.mlp {
             Mlp::Gated { gate, up, down, .. } => all.extend([gate, up, down]),
             Mlp::Plain { fc1, fc2, .. } => all.extend([fc1, fc2]),
         }
@@ -134,10 +150,15 @@ impl Decoder {
 
     /// Returns the residual stream after the last block, [b, t, d], for token ids, [b, t].
     pub fn forward(&self, ids_bt: &Tensor) -> Result<Tensor, ModelError> {
+        self.forward_through(ids_bt, &mut NoTap)
+    }
+
+    /// Returns [`Self::forward`] with `tap` in every block.
+    pub(crate) fn forward_through(&self, ids_bt: &Tensor, tap: &mut dyn Tap) -> Result<Tensor, ModelError> {
         let mut x_btd = self.embed(ids_bt)?;
         let rotary = self.rotary(ids_bt.size()[1])?;
         for block in &self.blocks {
-            x_btd = block.forward(&x_btd, &rotary, &mut NoTap)?;
+            x_btd = block.forward(&x_btd, &rotary, tap)?;
         }
         Ok(x_btd)
     }

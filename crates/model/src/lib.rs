@@ -14,6 +14,7 @@
 pub mod checkpoint;
 mod compact;
 pub mod config;
+pub mod correct;
 pub mod decoder;
 pub mod device;
 pub mod error;

@@ -2,7 +2,7 @@
 //!
 //! Does not cut text into segments and does not hold the logits of more than a few hundred tokens.
 
-use crate::{Decoder, ModelError};
+use crate::{Decoder, ModelError, NoTap, Tap};
 use std::ops::ControlFlow;
 use tch::{Kind, Tensor};
 
@@ -33,6 +33,17 @@ pub fn evaluate(
     micro_batch: usize,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Loss, ModelError> {
+    evaluate_through(decoder, segments, micro_batch, &mut NoTap, progress)
+}
+
+/// Returns [`evaluate`] with `tap` in every block.
+pub(crate) fn evaluate_through(
+    decoder: &Decoder,
+    segments: &[Vec<i64>],
+    micro_batch: usize,
+    tap: &mut dyn Tap,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Loss, ModelError> {
     let seq_len = checked(segments)?;
     let count = segments.len() as u64;
     let mut report = |done: u64| match progress(done, count) {
@@ -45,7 +56,7 @@ pub fn evaluate(
     let mut done = 0;
     report(done)?;
     for batch in segments.chunks(micro_batch.max(1)) {
-        for nats in losses(decoder, batch, seq_len)? {
+        for nats in losses(decoder, batch, seq_len, tap)? {
             done += 1;
             if !nats.is_finite() {
                 return Err(ModelError::NotFinite { what: format!("the loss of segment {done} of {count}") });
@@ -58,9 +69,9 @@ pub fn evaluate(
 }
 
 /// Returns the negative log-likelihood of each segment, summed over its targets, in nats.
-fn losses(decoder: &Decoder, batch: &[Vec<i64>], seq_len: i64) -> Result<Vec<f64>, ModelError> {
+fn losses(decoder: &Decoder, batch: &[Vec<i64>], seq_len: i64, tap: &mut dyn Tap) -> Result<Vec<f64>, ModelError> {
     let ids_bt = Tensor::f_from_slice(&batch.concat())?.f_view([batch.len() as i64, seq_len])?;
-    let x_btd = decoder.forward(&ids_bt)?;
+    let x_btd = decoder.forward_through(&ids_bt, tap)?;
     let ids_bt = ids_bt.f_to_device(decoder.device())?;
     let mut nats = Vec::with_capacity(batch.len());
     for segment in 0..batch.len() as i64 {

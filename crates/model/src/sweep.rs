@@ -16,9 +16,9 @@ mod head;
 mod labels;
 
 use crate::rotary::Rotary;
-use crate::{Decoder, ModelError, NoTap};
+use crate::{Decoder, ModelError, NoTap, Tap};
 use backward::backward;
-use boundary::Boundaries;
+pub(crate) use boundary::Boundaries;
 use head::Head;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -110,7 +110,7 @@ pub fn run(
     let plan = Plan::new(decoder, samples, options)?;
     let mut steps = Steps { done: 0, total: plan.steps(), progress };
     let mut times = SweepTimes::default();
-    let (mut boundaries, loss_sum) = forward(&plan, options, &mut times, &mut steps)?;
+    let (mut boundaries, loss_sum) = forward(&plan, options, &mut NoTap, &mut times, &mut steps)?;
     for block in (plan.lowest..decoder.blocks.len()).rev() {
         backward(&plan, block, &mut boundaries, observer, &mut times, &mut steps)?;
     }
@@ -119,7 +119,7 @@ pub fn run(
 }
 
 /// Samples that are run together.
-struct Batch {
+pub(crate) struct Batch {
     /// Where they lie among the samples of this sweep.
     start: i64,
     /// Number of the first one in the whole calibration data.
@@ -136,10 +136,10 @@ impl Batch {
 }
 
 /// What is to be done, checked.
-struct Plan<'a> {
-    decoder: &'a Decoder,
-    rotary: Rotary,
-    batches: Vec<Batch>,
+pub(crate) struct Plan<'a> {
+    pub(crate) decoder: &'a Decoder,
+    pub(crate) rotary: Rotary,
+    pub(crate) batches: Vec<Batch>,
     /// Of a boundary state of all samples.
     shape_btd: [i64; 3],
     /// Wanted layers of each block.
@@ -149,7 +149,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(decoder: &'a Decoder, samples: &[Vec<i64>], options: &SweepOptions) -> Result<Self, ModelError> {
+    pub(crate) fn new(decoder: &'a Decoder, samples: &[Vec<i64>], options: &SweepOptions) -> Result<Self, ModelError> {
         let length = samples.first().map_or(0, Vec::len);
         if length < 2 || samples.iter().any(|s| s.len() != length) {
             let found = samples.iter().map(|s| s.len() as i64).take(8).collect();
@@ -190,23 +190,29 @@ impl<'a> Plan<'a> {
 }
 
 /// Counts steps and asks whether to go on.
-struct Steps<'a> {
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+pub(crate) struct Steps<'a> {
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+    pub(crate) progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
 impl Steps<'_> {
-    fn advance(&mut self) -> Result<(), ModelError> {
-        self.done += 1;
+    pub(crate) fn advance(&mut self) -> Result<(), ModelError> {
+        self.advance_by(1)
+    }
+
+    pub(crate) fn advance_by(&mut self, steps: u64) -> Result<(), ModelError> {
+        self.done += steps;
         if (self.progress)(self.done, self.total).is_break() { Err(ModelError::Stopped) } else { Ok(()) }
     }
 }
 
-/// Runs parts 1 and 2; returns the kept boundaries with the gradient at the last one, and the summed loss.
-fn forward(
+/// Runs parts 1 and 2 with `tap` in every block; returns the kept boundaries with the gradient at the last one, and the
+/// summed loss.
+pub(crate) fn forward(
     plan: &Plan,
     options: &SweepOptions,
+    tap: &mut dyn Tap,
     times: &mut SweepTimes,
     steps: &mut Steps,
 ) -> Result<(Boundaries, f64), ModelError> {
@@ -224,11 +230,11 @@ fn forward(
         let mut x_btd = decoder.embed(&batch.ids_bt)?;
         for (block, layers) in decoder.blocks.iter().enumerate() {
             boundaries.keep_input(block, batch, &x_btd)?;
-            x_btd = layers.forward(&x_btd, &plan.rotary, &mut NoTap)?;
+            x_btd = layers.forward(&x_btd, &plan.rotary, tap)?;
             steps.advance()?;
         }
         if !is_finite(&x_btd)? {
-            return Err(locate(plan, batch)?);
+            return Err(locate(plan, batch, tap)?);
         }
         let middle = Instant::now();
         let gradient_btd = head.pass(&x_btd, batch)?;
@@ -246,13 +252,13 @@ fn forward(
 }
 
 /// Returns the error for a forward pass that left the finite numbers: repeats it to find the block.
-fn locate(plan: &Plan, batch: &Batch) -> Result<ModelError, ModelError> {
+fn locate(plan: &Plan, batch: &Batch, tap: &mut dyn Tap) -> Result<ModelError, ModelError> {
     let mut x_btd = plan.decoder.embed(&batch.ids_bt)?;
     for (block, layers) in plan.decoder.blocks.iter().enumerate() {
         if let Err(found) = check_finite(&x_btd, batch, || format!("the input of block {block}")) {
             return Ok(found);
         }
-        x_btd = layers.forward(&x_btd, &plan.rotary, &mut NoTap)?;
+        x_btd = layers.forward(&x_btd, &plan.rotary, tap)?;
     }
     let found = check_finite(&x_btd, batch, || "the output of the last block".to_owned());
     Ok(found
@@ -273,7 +279,7 @@ fn is_finite(x: &Tensor) -> Result<bool, ModelError> {
 ///
 /// # Errors
 /// [`ModelError::NotFinite`] names `what` and the samples that are at fault.
-fn check_finite(x_btd: &Tensor, batch: &Batch, what: impl FnOnce() -> String) -> Result<(), ModelError> {
+pub(crate) fn check_finite(x_btd: &Tensor, batch: &Batch, what: impl FnOnce() -> String) -> Result<(), ModelError> {
     if is_finite(x_btd)? {
         return Ok(());
     }

@@ -32,7 +32,7 @@ pub fn describe(
         layers: table.layers(layers, structure),
         groups: match structure {
             Structure::Coupled => table.groups(folder, layers, attention_unit),
-            Structure::RowColumn => Vec::new(),
+            Structure::RowColumn | Structure::Element | Structure::NofM => Vec::new(),
         },
     });
     Ok(ModelDescription {
@@ -78,7 +78,7 @@ impl Table<'_> {
                 columns: weight.shape[1] as u64,
                 bias: self.bias(layer).is_some(),
                 input: input.clone(),
-                curvature: structure == Structure::RowColumn || consumers.contains(&layer),
+                curvature: structure.keeps_shapes() || consumers.contains(&layer),
             })
         };
         layers.all().into_iter().filter_map(describe).collect()

@@ -45,4 +45,10 @@ pub enum PlanningError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// Counts of costs that no surgeon should have sent: a bug or a damaged message.
+    #[error("histogram of costs is invalid: {problem}")]
+    InvalidHistogram {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
 }

@@ -1,8 +1,10 @@
-//! One cut for the whole model: merges the layers' removal paths into a prefix length per layer.
+//! One cut for the whole model: merges the layers' removal paths into a prefix length per layer; [`radix`] finds the
+//! threshold on the costs of single weights.
 //!
 //! Does not know how costs were computed, nor what a unit looks like in a tensor. The problem and what holds
 //! afterwards are stated in the crate's README.
 
+pub mod radix;
 mod row_column;
 mod uniform;
 mod units;

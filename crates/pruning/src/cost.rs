@@ -2,14 +2,22 @@
 //!
 //! `cost/side.rs` is one side of an elimination by blocked downdates, `columns.rs` and `row_column.rs` drive it;
 //! `blocks.rs` removes whole runs of columns; `independent.rs` scores each unit as if it went alone; `zeroing.rs` is for
-//! removal without an update. The threshold over layers is not decided here.
+//! removal without an update. Single weights and n:m windows have no path but one cost each (`elements.rs`, `windows.rs`).
+//! The threshold over layers is not decided here.
 
 mod blocks;
 mod columns;
+mod elements;
 mod independent;
+mod inverse_blocks;
 mod row_column;
 mod side;
+mod windows;
 mod zeroing;
+
+pub use elements::{ElementCosts, element_costs};
+pub(crate) use inverse_blocks::inverse_diagonal;
+pub use windows::{WindowCosts, window_costs};
 
 use crate::problem::{Prepared, in_either_precision};
 use crate::select::Rounds;
@@ -60,7 +68,7 @@ fn coupled_removals(
     let m_cc = input_energy(p)?;
     match (update, scoring, &p.a) {
         (Update::None, Scoring::Sequential, _) => zeroing::path(p, &m_cc, units, &mut rounds),
-        (Update::Correlated, Scoring::Sequential, Some(a)) => {
+        (_, Scoring::Sequential, Some(a)) => {
             let ai_cc = inverse(&a.l)?;
             if units.columns_per_unit == 1 && rounds.is_free() {
                 return columns::path(p, ai_cc, m_cc, rounds.steps(), BLOCK);
@@ -68,7 +76,7 @@ fn coupled_removals(
             blocks::path(p, ai_cc, m_cc, units, &mut rounds)
         }
         // With A = I columns do not interact: the marginals are the independent costs.
-        (_, Scoring::Independent, _) | (Update::Correlated, Scoring::Sequential, None) => {
+        (_, Scoring::Independent, _) | (_, Scoring::Sequential, None) => {
             let costs = independent::unit_costs(p, &m_cc, units, update)?;
             Ok(rounds.order(&costs).into_iter().map(|position| (position, costs[position])).collect())
         }
@@ -99,11 +107,11 @@ pub fn row_column_path(
         let live = problem.restricted(&rows, &columns)?;
         in_either_precision(&live, |p| {
             let removals = match (scoring, update) {
-                (Scoring::Sequential, Update::Correlated) => row_column::path(p, BLOCK)?,
                 (Scoring::Independent, _) | (_, Update::None) => {
                     let (rows, columns) = independent::row_and_column_costs(p, update)?;
                     row_column::independent_path(&rows, &columns)
                 }
+                (Scoring::Sequential, _) => row_column::path(p, BLOCK)?,
             };
             let unit = |line: row_column::Line| match line {
                 row_column::Line::Row(r) => Unit { kind: UnitKind::Row, index: live_rows[r] },

@@ -8,6 +8,7 @@
 //!
 //! * A factor that is `None` is the identity: no G gives the layer-wise methods, neither gives magnitude.
 //! * The bias is the last column; it takes part in every update and is never removed by itself.
+//! * Under `element` and n:m a weight that is exactly zero has been removed and stays zero; a bias of zero has not.
 //! * The work is done in the kind of the input (f32 in service) and once more in f64 when a pivot or a cost comes out
 //!   impossible; then it is an error that names the layer. Nothing is replaced.
 //! * Ties go to the lowest position, so the same input gives the same bits on the CPU.
@@ -18,11 +19,14 @@
 
 mod cost;
 mod error;
+mod group;
+mod histogram;
 mod problem;
 mod select;
 mod update;
 
-pub use cost::{coupled_path, row_column_path};
+pub use cost::{ElementCosts, WindowCosts, coupled_path, element_costs, row_column_path, window_costs};
 pub use error::PruningError;
+pub use histogram::{histogram_counts, select_elements};
 pub use problem::{LayerProblem, Units};
-pub use update::{Updated, coupled_update, row_column_update};
+pub use update::{MaskedUpdate, MaskedUpdated, Updated, coupled_update, masked_update, row_column_update};

@@ -93,7 +93,7 @@ impl LayerProblem {
         Ok(())
     }
 
-    fn shape_error(&self, what: &'static str, expected: Vec<i64>, actual: Vec<i64>) -> PruningError {
+    pub(crate) fn shape_error(&self, what: &'static str, expected: Vec<i64>, actual: Vec<i64>) -> PruningError {
         PruningError::Shape { layer: self.layer.to_string(), what, expected, actual }
     }
 
@@ -185,6 +185,13 @@ impl Prepared {
             Some(g) => g.f_matmul(&self.w_rc)?,
             None => self.w_rc.shallow_clone(),
         })
+    }
+
+    /// Returns G D A, `[R, C]`: F δ as a matrix.
+    pub(crate) fn fisher_product(&self, d_rc: &Tensor) -> Result<Tensor, PruningError> {
+        let g_d = self.g_rr().map(|g| g.f_matmul(d_rc)).transpose()?;
+        let g_d = g_d.as_ref().unwrap_or(d_rc);
+        Ok(self.a_cc().map(|a| g_d.f_matmul(a)).transpose()?.unwrap_or_else(|| g_d.shallow_clone()))
     }
 
     /// Returns W A, `[R, C]`.

@@ -1,9 +1,13 @@
 //! The joint closed-form update of what stays, and its predicted cost.
 //!
 //! Takes what was selected as given. Puts what stays first and what goes last, so that one factorisation of the reordered
-//! factor gives update and cost (`update/eliminate.rs`).
+//! factor gives update and cost (`update/eliminate.rs`). Single weights, for which there is no such order: `update/masked.rs`.
 
 mod eliminate;
+mod independent;
+mod masked;
+
+pub use masked::{MaskedUpdate, MaskedUpdated, masked_update};
 
 use crate::cost::live_positions;
 use crate::problem::{Prepared, in_either_precision, index};
@@ -28,7 +32,8 @@ pub struct Updated {
     pub predicted: f64,
 }
 
-/// Returns the consumer's weights without the removed units: W_new[:,L] = W A[:,L] (A_LL)⁻¹, or W[:,L] without an update.
+/// Returns the consumer's weights without the removed units: W_new[:,L] = W A[:,L] (A_LL)⁻¹, or W[:,L] without an update,
+/// or with the sum of each unit's own update.
 ///
 /// # Errors
 /// As [`crate::coupled_path`], and `Units` when a unit is not there, too few would stay, or groups would become unequal.
@@ -45,7 +50,7 @@ pub fn coupled_update(
         let (rows, columns): (Vec<i64>, Vec<i64>) = ((0..r).collect(), (0..c).collect());
         let gone_columns: Vec<bool> =
             gone.iter().flat_map(|&gone| vec![gone; units.columns_per_unit as usize]).collect();
-        let columns = Split::new(&columns, &gone_columns);
+        let columns = Split { unit: units.columns_per_unit.into(), ..Split::new(&columns, &gone_columns) };
         let (w_rl, predicted) = remove(problem, &Split::new(&rows, &[]), &columns, update)?;
         Ok(Updated { w_rc: w_rl, kept: left(&units.kept, &gone), kept_rows: Vec::new(), predicted })
     })
@@ -84,12 +89,14 @@ pub fn row_column_update(
     })
 }
 
-/// Lines of one side, those that stay first.
+/// Lines of one side, those that stay first, those that go in the order of their units.
 #[derive(Debug)]
 struct Split {
     order: Vec<i64>,
     /// How many stay.
     left: usize,
+    /// Lines of one unit.
+    unit: i64,
 }
 
 impl Split {
@@ -100,7 +107,7 @@ impl Split {
         let mut order: Vec<i64> = of(false).collect();
         let left = order.len();
         order.extend(of(true));
-        Self { order, left }
+        Self { order, left, unit: 1 }
     }
 
     fn kept(&self) -> &[i64] {
@@ -120,7 +127,11 @@ fn remove(
     in_either_precision(&ordered, |p| {
         let (w_kl, predicted) = match update {
             Update::Correlated => eliminate_both(p, k, l)?,
+            Update::Independent => independent::add_up(p, k, l, columns.unit)?,
             Update::None => (p.w_rc.f_narrow(0, 0, k)?.f_narrow(1, 0, l)?, zeroing_cost(p, k, l)?),
+            Update::Grouped | Update::TwoSided => {
+                return Err(problem.units_error(format!("the {update} update is for single weights")));
+            }
         };
         if !predicted.is_finite() || !is_finite(&w_kl)? {
             let (layer, removed) = (p.layer.to_string(), rows.order.len() + columns.order.len() - (k + l) as usize);

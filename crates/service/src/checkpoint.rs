@@ -65,7 +65,7 @@ mod tests {
         let blake3 = blake3::hash(content).to_hex().to_string();
         let weights = Some(ObjectRef { key: format!("w/{blake3}"), blake3, bytes: content.len() as u64 });
         let layer = LayerId::new("layers.0.down").unwrap();
-        LayerState { layer, kind: UnitKind::FfnChannel, kept: vec![0, 2], kept_rows: vec![], weights }
+        LayerState { layer, kind: UnitKind::FfnChannel, kept: vec![0, 2], kept_rows: vec![], zeros: 0, weights }
     }
 
     #[tokio::test]

@@ -3,7 +3,9 @@
 //! ```text
 //! runs/{run}/journal/{sequence}                              a journal record
 //! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard
-//! runs/{run}/shots/{shot}/paths/{block}                      the removal paths of a block's layers
+//! runs/{run}/shots/{shot}/scores/{block}                     the removal paths of a block's layers, or histograms of costs
+//! runs/{run}/shots/{shot}/refined/{block}                    histograms of the costs near the threshold
+//! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
 //! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
 //! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
 //! ```
@@ -35,9 +37,24 @@ pub fn factors(run: &RunId, number: u32, shard: u32, block: u32) -> String {
     format!("{}/{shard:04}/{block:04}", all_factors(run, number))
 }
 
-/// Returns the key of one block's removal paths.
-pub fn paths(run: &RunId, number: u32, block: u32) -> String {
-    format!("{}/paths/{block:04}", shot(run, number))
+/// Returns the key of one block's removal paths, or of its histograms of costs.
+pub fn scores(run: &RunId, number: u32, block: u32) -> String {
+    format!("{}/scores/{block:04}", shot(run, number))
+}
+
+/// Returns the key of one block's histograms of the costs near the threshold.
+pub fn refined(run: &RunId, number: u32, block: u32) -> String {
+    format!("{}/refined/{block:04}", shot(run, number))
+}
+
+/// Returns the folder of a shot's running factors.
+pub fn all_running(run: &RunId, number: u32) -> String {
+    format!("{}/running", shot(run, number))
+}
+
+/// Returns the key of one block's factors over this shot and earlier ones.
+pub fn running(run: &RunId, number: u32, block: u32) -> String {
+    format!("{}/{block:04}", all_running(run, number))
 }
 
 /// Returns the folder of a shot's new weights.

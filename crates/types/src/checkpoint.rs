@@ -19,14 +19,17 @@ pub struct ObjectRef {
 pub struct LayerState {
     /// The consumer layer (`coupled`) or the layer itself (`row-column`).
     pub layer: LayerId,
-    /// Kind of the units below; for `row-column`: `Column`, with the rows in `kept_rows`.
+    /// Kind of the units below; for `row-column`: `Column`, with the rows in `kept_rows`; for single weights `Element`, with
+    /// neither.
     pub kind: UnitKind,
     /// Units that are left, rising, counted in the original model. Query heads: heads of the block, all groups.
     pub kept: Vec<u32>,
     /// Rows that are left (`row-column` only, otherwise empty).
     pub kept_rows: Vec<u32>,
+    /// Weights that are zero because they were removed (`element`, `n:m`; otherwise 0).
+    pub zeros: u64,
     /// The layer's weights, a safetensors file with `weight` and, if there is one, `bias`, in f32; `None` while unchanged.
-    /// `coupled`: compact `[R, columns that are left]`; `row-column`: dense with zeros.
+    /// `coupled`: compact `[R, columns that are left]`; all others: dense with zeros.
     pub weights: Option<ObjectRef>,
 }
 

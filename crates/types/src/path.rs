@@ -34,6 +34,31 @@ pub struct LayerCut {
     pub layer: LayerId,
     /// Length of the prefix of its path.
     pub steps: u32,
+    /// Which single weights go, for structures that remove those (then there is no path).
+    pub elements: Option<ElementCut>,
+}
+
+/// Which items of a layer (weights, or windows of n:m) go: those that cost less than a threshold, the first ones of those
+/// that cost as much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementCut {
+    /// Bits of the threshold as f32: for costs, which are not negative, their order is that of the numbers.
+    pub bits: u32,
+    /// Items at the threshold that go, first come first in row-major order.
+    pub ties: u64,
+    /// Items that go in all; a check that costs came out as when they were counted.
+    pub items: u64,
+}
+
+/// How often each digit occurs among the costs of a layer's items: all that is known of them outside their owner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CostHistogram {
+    /// The layer.
+    pub layer: LayerId,
+    /// (digit, items), rising in digit, none with 0 items.
+    pub bins: Vec<(u16, u64)>,
+    /// The damping under which costs were computed.
+    pub damping: FactorDamping,
 }
 
 /// Number format in which a factorisation succeeded.

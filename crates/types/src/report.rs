@@ -28,9 +28,9 @@ pub struct LayerReport {
     /// The layer.
     pub layer: LayerId,
     /// Units removed in this shot.
-    pub removed: u32,
+    pub removed: u64,
     /// Units left after it (rows and columns together for `row-column`).
-    pub left: u32,
+    pub left: u64,
     /// Predicted rise of the loss by this layer's removal, nats per token.
     pub predicted: f64,
     /// Damping used.

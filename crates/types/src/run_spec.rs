@@ -1,8 +1,8 @@
 //! Everything that can change a number, validated once.
 
 use crate::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Target,
-    Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, Schedule, Scoring, Shape, ShotData, Structure,
+    Target, Update,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct RunSpec {
     pub target: Target,
     /// What is removed.
     pub structure: Structure,
+    /// The pattern of [`Structure::NofM`]; `None` for all others.
+    pub pattern: Option<Pattern>,
     /// Which unit attention is pruned by.
     pub attention_unit: AttentionUnit,
     /// Widths across blocks.
@@ -31,6 +33,8 @@ pub struct RunSpec {
     pub scoring: Scoring,
     /// What happens to the remaining weights.
     pub update: Update,
+    /// Most weights of a group under [`Update::Grouped`].
+    pub max_correlate: u32,
     /// Which factors are used.
     pub curvature: Curvature,
     /// Whose labels.
@@ -41,6 +45,8 @@ pub struct RunSpec {
     pub schedule: Schedule,
     /// Which samples each shot sees.
     pub shot_data: ShotData,
+    /// What the factors of earlier shots count for in a shot, against its own: 0 for nothing, below 1.
+    pub decay: f64,
     /// Calibration samples of a shot.
     pub samples: u64,
     /// Tokens a sample.
@@ -95,21 +101,24 @@ impl RunSpec {
             output: output.into(),
             target,
             structure: Structure::Coupled,
+            pattern: None,
             attention_unit: AttentionUnit::KvGroup,
             shape: Shape::Uniform,
             scoring: Scoring::Sequential,
             update: Update::Correlated,
+            max_correlate: 2000,
             curvature: Curvature::Kfac,
             fisher: Fisher::Empirical,
             shots: 4,
             schedule: Schedule::Linear,
             shot_data: ShotData::New,
+            decay: 0.0,
             samples: 128,
             seq_len: 512,
             eval_samples: 12,
             damping_scale: DampingScale::Diagonal,
-            damping_a: DampingScale::Diagonal.usual().0,
-            damping_g: DampingScale::Diagonal.usual().1,
+            damping_a: DampingScale::Diagonal.usual(Structure::Coupled).0,
+            damping_g: DampingScale::Diagonal.usual(Structure::Coupled).1,
             max_damped_layers: u32::MAX,
             multiple_of: 64,
             seed: 0,
@@ -141,10 +150,12 @@ impl RunSpec {
             Target::Bytes(n) => check(n > 0, "target", "target bytes must be above 0".into()),
         }
         check(
-            self.structure == Structure::Coupled || matches!(self.target, Target::Size(_)),
+            !self.structure.keeps_shapes() || matches!(self.target, Target::Size(_)),
             "target",
-            "row-column writes dense tensors with zeros, so parameters and bytes stay the same; give a target size"
-                .into(),
+            format!(
+                "{} writes dense tensors with zeros, so parameters and bytes stay the same; give a target size",
+                self.structure
+            ),
         );
         check((1..=1000).contains(&self.shots), "shots", format!("{} is outside 1 to 1000", self.shots));
         check(
@@ -160,6 +171,7 @@ impl RunSpec {
         for (field, lambda) in [("damping_a", self.damping_a), ("damping_g", self.damping_g)] {
             check((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
         }
+        check((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
         check(
             (1..=65_536).contains(&self.multiple_of),
             "multiple_of",
@@ -167,9 +179,32 @@ impl RunSpec {
         );
         check(self.memory >= 1 << 20, "memory", format!("{} bytes is less than 1 MiB", self.memory));
         check(
-            self.structure == Structure::Coupled || self.shape == Shape::PerLayer,
+            !self.structure.keeps_shapes() || self.shape == Shape::PerLayer,
             "shape",
-            "row-column has no uniform shape; it keeps the tensors' shapes and sets rows and columns to zero".into(),
+            format!("{} has no uniform shape; it keeps the tensors' shapes and sets weights to zero", self.structure),
+        );
+        check(
+            self.pattern.is_some() == (self.structure == Structure::NofM),
+            "pattern",
+            "structure n:m takes a pattern such as 2:4, the others none".into(),
+        );
+        if let (Some(pattern), Target::Size(size)) = (self.pattern, self.target) {
+            let least = f64::from(pattern.n) / f64::from(pattern.m);
+            check(
+                size >= least,
+                "target",
+                format!("{pattern} leaves at least {least} of the weights; ask for that or more"),
+            );
+        }
+        check(
+            self.structure.is_masked() || !matches!(self.update, Update::Grouped | Update::TwoSided),
+            "update",
+            format!("{} is for single weights (element and n:m); take correlated, independent or none", self.update),
+        );
+        check(
+            (1..=65_536).contains(&self.max_correlate),
+            "max_correlate",
+            format!("{} is outside 1 to 65,536", self.max_correlate),
         );
         if violations.is_empty() { Ok(self) } else { Err(InvalidRunSpec { violations }) }
     }

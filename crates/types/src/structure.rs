@@ -60,6 +60,22 @@ choices! {
         Coupled = "coupled",
         /// Rows and columns of each layer, as in the paper; the result is dense with zeros.
         RowColumn = "row-column",
+        /// Single weights; the result is dense with zeros.
+        Element = "element",
+        /// n of every m consecutive weights of a row stay ([`Pattern`]); the result is dense with zeros.
+        NofM = "n:m",
+    }
+}
+
+impl Structure {
+    /// Returns whether single weights go by one threshold on their costs, instead of units along paths.
+    pub fn is_masked(self) -> bool {
+        matches!(self, Self::Element | Self::NofM)
+    }
+
+    /// Returns whether tensors keep their shapes and what goes becomes zero.
+    pub fn keeps_shapes(self) -> bool {
+        self != Self::Coupled
     }
 }
 
@@ -76,6 +92,8 @@ choices! {
         Row = "row",
         /// An input feature of one layer.
         Column = "column",
+        /// One weight.
+        Element = "element",
     }
 }
 
@@ -114,8 +132,14 @@ choices! {
 choices! {
     /// What happens to the remaining weights.
     Update, "update" {
-        /// The joint closed-form update for everything removed.
+        /// The joint optimum for everything removed: in closed form, or by conjugate gradients where there is none.
         Correlated = "correlated",
+        /// Removed weights in groups of at most `max_correlate`, one group after the other (the paper; element and n:m).
+        Grouped = "grouped",
+        /// One pass over rows and columns (element and n:m).
+        TwoSided = "two-sided",
+        /// The sum of the updates of each removal as if it were alone (the paper's independent variant).
+        Independent = "independent",
         /// Remaining weights stay as they are.
         None = "none",
     }
@@ -175,10 +199,11 @@ choices! {
 
 impl DampingScale {
     /// Returns λ for A and G when none is asked for.
-    pub fn usual(self) -> (f64, f64) {
+    pub fn usual(self, structure: Structure) -> (f64, f64) {
+        let g = if structure.is_masked() { 0.1 } else { 0.01 };
         match self {
-            Self::Diagonal => (0.1, 0.01),
-            Self::Mean => (0.01, 0.01),
+            Self::Diagonal => (0.1, g),
+            Self::Mean => (0.01, g),
         }
     }
 }
@@ -276,6 +301,6 @@ mod tests {
             assert_eq!(serde_json::to_string(s).ok(), Some(format!("\"{s}\"")));
         }
         let err = "rows".parse::<Structure>().map_err(|e| e.to_string());
-        assert_eq!(err, Err("unknown structure 'rows', expected one of coupled, row-column".to_owned()));
+        assert_eq!(err, Err("unknown structure 'rows', expected one of coupled, row-column, element, n:m".to_owned()));
     }
 }

@@ -3,8 +3,8 @@
 use super::{Fields, InvalidMessage, MAX_PATHS, MAX_SIZE, MAX_TEXT, REQUEST};
 use crate::v1;
 use types::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, RunId, RunSpec, Schedule, Scoring, Shape, ShotData, Sizes,
-    Structure, Target, UnitKind, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, RunId, RunSpec, Schedule, Scoring, Shape, ShotData,
+    Sizes, Structure, Target, UnitKind, Update,
 };
 
 /// Returns the resource name of a run.
@@ -23,6 +23,8 @@ impl From<Structure> for v1::Structure {
         match value {
             Structure::Coupled => Self::Coupled,
             Structure::RowColumn => Self::RowColumn,
+            Structure::Element => Self::Element,
+            Structure::NofM => Self::NOfM,
         }
     }
 }
@@ -59,6 +61,9 @@ impl From<Update> for v1::Update {
     fn from(value: Update) -> Self {
         match value {
             Update::Correlated => Self::Correlated,
+            Update::Grouped => Self::Grouped,
+            Update::TwoSided => Self::TwoSided,
+            Update::Independent => Self::Independent,
             Update::None => Self::None,
         }
     }
@@ -128,6 +133,7 @@ impl From<UnitKind> for v1::UnitKind {
             UnitKind::QueryHead => Self::QueryHead,
             UnitKind::Row => Self::Row,
             UnitKind::Column => Self::Column,
+            UnitKind::Element => Self::Element,
         }
     }
 }
@@ -166,15 +172,18 @@ impl From<RunSpec> for v1::RunSpec {
             output: value.output,
             target: Some(target),
             structure: v1::Structure::from(value.structure).into(),
+            pattern: value.pattern.map(|p| v1::Pattern { n: p.n, m: p.m }),
             attention_unit: v1::AttentionUnit::from(value.attention_unit).into(),
             shape: v1::Shape::from(value.shape).into(),
             scoring: v1::Scoring::from(value.scoring).into(),
             update: v1::Update::from(value.update).into(),
+            max_correlate: value.max_correlate,
             curvature: v1::Curvature::from(value.curvature).into(),
             fisher: v1::Fisher::from(value.fisher).into(),
             shots: value.shots,
             schedule: v1::Schedule::from(value.schedule).into(),
             shot_data: v1::ShotData::from(value.shot_data).into(),
+            decay: value.decay,
             samples: value.samples,
             seq_len: value.seq_len,
             eval_samples: value.eval_samples,
@@ -230,6 +239,8 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
     let output = note(faults, fields.short("output", value.output, MAX_TEXT));
     let target = note(faults, fields.required("target", value.target));
     let structure = note(faults, fields.choice::<v1::Structure, _>("structure", value.structure, Structure::ALL));
+    let pattern = value.pattern.map(|p| Pattern::new(p.n, p.m).map_err(|e| fields.bad("pattern", e.to_string())));
+    let pattern = note(faults, pattern.transpose());
     let attention_unit =
         note(faults, fields.choice::<v1::AttentionUnit, _>("attention_unit", value.attention_unit, AttentionUnit::ALL));
     let shape = note(faults, fields.choice::<v1::Shape, _>("shape", value.shape, Shape::ALL));
@@ -256,15 +267,18 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
             v1::run_spec::Target::TargetBytes(bytes) => Target::Bytes(bytes),
         },
         structure: structure?,
+        pattern: pattern?,
         attention_unit: attention_unit?,
         shape: shape?,
         scoring: scoring?,
         update: update?,
+        max_correlate: value.max_correlate,
         curvature: curvature?,
         fisher: fisher?,
         shots: value.shots,
         schedule: schedule?,
         shot_data: shot_data?,
+        decay: value.decay,
         samples: value.samples,
         seq_len: value.seq_len,
         eval_samples: value.eval_samples,

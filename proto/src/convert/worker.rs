@@ -3,8 +3,8 @@
 use super::{Fields, InvalidMessage, MAX_BLOCKS, MAX_LAYERS, MAX_SIZE, MAX_UNITS};
 use crate::v1;
 use types::{
-    BlockDescription, DataDescription, LayerCut, LayerDescription, LayerState, ModelDescription, ObjectRef, Sizes,
-    UnitGroup, UnitKind,
+    BlockDescription, DataDescription, ElementCut, LayerCut, LayerDescription, LayerState, ModelDescription, ObjectRef,
+    Sizes, UnitGroup, UnitKind,
 };
 
 /// Longest family name or digest, in bytes.
@@ -14,7 +14,8 @@ const MAX_KEY: usize = 1024;
 
 impl From<LayerCut> for v1::LayerCut {
     fn from(value: LayerCut) -> Self {
-        Self { layer: value.layer.into(), steps: value.steps }
+        let elements = value.elements.map(|e| v1::ElementCut { bits: e.bits, ties: e.ties, items: e.items });
+        Self { layer: value.layer.into(), steps: value.steps, elements }
     }
 }
 
@@ -22,7 +23,12 @@ impl TryFrom<v1::LayerCut> for LayerCut {
     type Error = InvalidMessage;
 
     fn try_from(value: v1::LayerCut) -> Result<Self, InvalidMessage> {
-        Ok(Self { layer: Fields("LayerCut").layer("layer", &value.layer)?, steps: value.steps })
+        let fields = Fields("LayerCut");
+        let elements = value.elements.map(|e| {
+            let ties = fields.number("elements.ties", e.ties, MAX_SIZE)?;
+            Ok(ElementCut { bits: e.bits, ties, items: fields.number("elements.items", e.items, MAX_SIZE)? })
+        });
+        Ok(Self { layer: fields.layer("layer", &value.layer)?, steps: value.steps, elements: elements.transpose()? })
     }
 }
 
@@ -52,6 +58,7 @@ impl From<LayerState> for v1::LayerState {
             kind: v1::UnitKind::from(value.kind).into(),
             kept: value.kept,
             kept_rows: value.kept_rows,
+            zeros: value.zeros,
             weights: value.weights.map(Into::into),
         }
     }
@@ -68,6 +75,7 @@ impl TryFrom<v1::LayerState> for LayerState {
             kind: fields.choice::<v1::UnitKind, _>("kind", value.kind, UnitKind::ALL)?,
             kept: fields.rising("kept", value.kept)?,
             kept_rows: fields.rising("kept_rows", value.kept_rows)?,
+            zeros: fields.number("zeros", value.zeros, MAX_SIZE)?,
             weights,
         })
     }

@@ -1,7 +1,7 @@
 //! One block on the bench: its factors from the store, added in shard order, then its paths or its new weights.
 
 use super::Handler;
-use crate::bench::{BlockJob, NewLayer};
+use crate::bench::{BlockJob, Digit, NewLayer};
 use crate::error::Error;
 use crate::job::Block;
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use std::time::Instant;
 use types::{BlockDescription, LayerCut, ObjectRef, RemovalPath, RunId, RunSpec};
 
 impl Handler {
-    /// Computes the removal paths of a block whose factors are stored, and stores them.
+    /// Computes what the coordinator needs to know of a block whose factors are stored, and stores it.
     pub(super) async fn score_block(
         &self,
         shot: &(RunId, u32),
@@ -25,22 +25,54 @@ impl Handler {
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
         self.lay_out(shot, block, lease).await?;
+        self.mix(shot, &job, lease).await?;
         let (token, compute) = (lease.token().clone(), self.compute.clone());
-        let paths = self
+        let json = self
             .on_bench(move |bench| {
-                let paths = bench.score(&job, &|| {
+                let goes_on = || {
+                    compute.touch();
+                    token.is_cancelled()
+                };
+                let json = if job.spec.structure.is_masked() {
+                    bench.histograms(&job, Digit::First, &goes_on).and_then(|found| json(&found))
+                } else {
+                    bench.score(&job, &goes_on).and_then(|found| json(&found))
+                };
+                bench.clear();
+                json
+            })
+            .await?;
+        let scores = self.keep(keys::scores(&shot.0, shot.1, block.number), json).await?;
+        let compute_seconds = start.elapsed().as_secs_f64();
+        tracing::info!(bytes = scores.bytes, compute_seconds, "block scored");
+        Ok(v1::ScoreResult { scores: Some(scores.into()), compute_seconds })
+    }
+
+    /// Counts the second digits of a block's costs that begin with `digit`, and stores the counts.
+    pub(super) async fn refine_block(
+        &self,
+        shot: &(RunId, u32),
+        spec: RunSpec,
+        (block, digit): (&Block, u16),
+        lease: &Lease,
+    ) -> Result<v1::RefineResult, Error> {
+        let _turn = self.turn.lock().await;
+        let start = Instant::now();
+        let job = self.block_job(spec, block).await?;
+        self.lay_out_again(shot, (&job.spec, block), lease).await?;
+        let (token, compute) = (lease.token().clone(), self.compute.clone());
+        let json = self
+            .on_bench(move |bench| {
+                let found = bench.histograms(&job, Digit::Second(digit), &|| {
                     compute.touch();
                     token.is_cancelled()
                 });
                 bench.clear();
-                paths
+                json(&found?)
             })
             .await?;
-        let json = serde_json::to_vec(&paths).map_err(|e| Error::Bug(format!("paths do not fit into JSON: {e}")))?;
-        let paths = self.keep(keys::paths(&shot.0, shot.1, block.number), Bytes::from(json)).await?;
-        let compute_seconds = start.elapsed().as_secs_f64();
-        tracing::info!(bytes = paths.bytes, compute_seconds, "block scored");
-        Ok(v1::ScoreResult { paths: Some(paths.into()), compute_seconds })
+        let histograms = self.keep(keys::refined(&shot.0, shot.1, block.number), json).await?;
+        Ok(v1::RefineResult { histograms: Some(histograms.into()), compute_seconds: start.elapsed().as_secs_f64() })
     }
 
     /// Carries out the cut in a block and stores its new weights.
@@ -48,15 +80,15 @@ impl Handler {
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
-        (block, paths, cuts): (&Block, &str, Vec<LayerCut>),
+        (block, scores, cuts): (&Block, &str, Vec<LayerCut>),
         lease: &Lease,
     ) -> Result<v1::UpdateResult, Error> {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
-        let paths = self.paths(paths).await?;
-        if cuts.iter().any(|cut| cut.steps > 0) {
-            self.lay_out(shot, block, lease).await?;
+        let paths = if job.spec.structure.is_masked() { Vec::new() } else { self.paths(scores).await? };
+        if cuts.iter().any(|cut| cut.steps > 0 || cut.elements.is_some_and(|e| e.items > 0)) {
+            self.lay_out_again(shot, (&job.spec, block), lease).await?;
         }
         let (token, compute) = (lease.token().clone(), self.compute.clone());
         let layers = self
@@ -119,6 +151,44 @@ impl Handler {
         Ok(())
     }
 
+    /// Adds the factors of earlier shots, faded, to those on the bench, and keeps the sum for the rest of this shot and for
+    /// the next one. Nothing when earlier shots count for nothing.
+    async fn mix(&self, shot: &(RunId, u32), job: &BlockJob, lease: &Lease) -> Result<(), Error> {
+        let (run, number) = (&shot.0, shot.1);
+        if job.spec.decay == 0.0 {
+            return Ok(());
+        }
+        if lease.token().is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let earlier = match number {
+            1 => None,
+            _ => Some(self.store.get(&keys::running(run, number - 1, job.block.block)).await?),
+        };
+        let job = job.clone();
+        let key = keys::running(run, number, job.block.block);
+        let mixed = self.on_bench(move |bench| bench.mix(&job, earlier.as_deref())).await?;
+        Ok(self.store.put(&key, mixed).await?)
+    }
+
+    /// Lays out what a block was scored with.
+    async fn lay_out_again(
+        &self,
+        shot: &(RunId, u32),
+        (spec, block): (&RunSpec, &Block),
+        lease: &Lease,
+    ) -> Result<(), Error> {
+        if spec.decay == 0.0 {
+            return self.lay_out(shot, block, lease).await;
+        }
+        let mixed = self.store.get(&keys::running(&shot.0, shot.1, block.number)).await?;
+        self.on_bench(move |bench| {
+            bench.clear();
+            bench.add(&mixed)
+        })
+        .await
+    }
+
     async fn paths(&self, key: &str) -> Result<Vec<RemovalPath>, Error> {
         let bytes = self.store.get(key).await?;
         serde_json::from_slice(&bytes).map_err(|e| Error::Damaged { key: key.to_owned(), problem: e.to_string() })
@@ -131,4 +201,9 @@ impl Handler {
         self.store.put(&object.key, bytes).await?;
         Ok(object)
     }
+}
+
+fn json(found: &impl serde::Serialize) -> Result<Bytes, Error> {
+    let json = serde_json::to_vec(found).map_err(|e| Error::Bug(format!("scores do not fit into JSON: {e}")))?;
+    Ok(Bytes::from(json))
 }

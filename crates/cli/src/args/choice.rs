@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::str::FromStr;
-use types::UnknownName;
+use types::{Pattern, Structure, UnknownName};
 
 /// Name and explanation of each choice of one flag.
 pub(super) type Choices = &'static [(&'static str, &'static str)];
@@ -13,6 +13,8 @@ pub(super) const STRUCTURE: Choices = &[
         "FFN channels and attention heads: tensors become smaller, the result is smaller and faster everywhere",
     ),
     ("row-column", "rows and columns of each layer become zero, as in the paper; tensors keep their shapes"),
+    ("element", "single weights become zero; tensors keep their shapes"),
+    ("n:m", "n of every m consecutive weights of a row stay, the others become zero; write it as 2:4 or 4:8"),
 ];
 pub(super) const HEADS: Choices = &[
     ("kv-group", "a key/value head with all its query heads"),
@@ -28,7 +30,10 @@ pub(super) const SCORING: Choices = &[
     ("independent", "each structure as if it were removed alone, as in the paper"),
 ];
 pub(super) const UPDATE: Choices = &[
-    ("correlated", "what remains is corrected for everything removed, jointly and in closed form"),
+    ("correlated", "what remains is corrected for everything removed, jointly"),
+    ("grouped", "element and n:m: in groups of --max-correlate weights, one after the other, as in the paper"),
+    ("two-sided", "element and n:m: in one pass over rows and columns"),
+    ("independent", "the sum of the corrections for each removal alone, the paper's cheaper variant"),
     ("none", "what remains stays as it is"),
 ];
 pub(super) const CURVATURE: Choices = &[
@@ -58,6 +63,49 @@ pub(super) const DTYPE: Choices = &[
     ("f16", "16-bit float: half the memory; may overflow"),
 ];
 
+/// A structure, with the pattern when it is n:m.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StructureArg {
+    /// What is removed at once.
+    pub(crate) structure: Structure,
+    /// n:m.
+    pub(crate) pattern: Option<Pattern>,
+}
+
+/// Returns a parser of `--structure`: a name, or a pattern.
+pub(super) fn structure() -> impl TypedValueParser<Value = StructureArg> {
+    StructureParser
+}
+
+#[derive(Clone)]
+struct StructureParser;
+
+impl TypedValueParser for StructureParser {
+    type Value = StructureArg;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<StructureArg, clap::Error> {
+        let text = value.to_string_lossy();
+        if let Ok(pattern) = text.parse::<Pattern>() {
+            return Ok(StructureArg { structure: Structure::NofM, pattern: Some(pattern) });
+        }
+        if text.contains(':') {
+            let problem = format!("--structure {text}: name a pattern as 2:4 or 4:8, with 1 ≤ n < m ≤ 64\n");
+            return Err(clap::Error::raw(clap::error::ErrorKind::InvalidValue, problem).with_cmd(command));
+        }
+        let structure = parser::<Structure>(STRUCTURE).parse_ref(command, arg, value)?;
+        Ok(StructureArg { structure, pattern: None })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(STRUCTURE.iter().map(|(name, help)| PossibleValue::new(*name).help(*help))))
+    }
+}
+
 /// Returns a parser that takes the names in `choices` and shows their explanations in the long help.
 pub(super) fn parser<T>(choices: Choices) -> impl TypedValueParser<Value = T>
 where
@@ -73,6 +121,23 @@ mod tests {
     use types::{
         AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Update,
     };
+
+    #[test]
+    fn a_structure_is_a_name_or_a_pattern() {
+        let parse = |text: &str| {
+            let command = clap::Command::new("x").arg(clap::Arg::new("s").value_parser(structure()));
+            command.try_get_matches_from(["x", text]).map(|m| *m.get_one::<StructureArg>("s").unwrap())
+        };
+        assert_eq!(parse("element").unwrap(), StructureArg { structure: Structure::Element, pattern: None });
+        assert_eq!(parse("2:4").unwrap().pattern, Pattern::new(2, 4).ok());
+        for bad in ["4:2", "n:m", "rows"] {
+            let message = parse(bad).unwrap_err().to_string();
+            assert!(
+                message.contains(bad) && message.contains(if bad == "rows" { "row-column" } else { "2:4" }),
+                "{message}"
+            );
+        }
+    }
 
     #[test]
     fn the_help_lists_exactly_the_choices_that_exist() {

@@ -1,10 +1,10 @@
 //! Flags of `inspect`.
 
 use super::TargetArgs;
-use super::choice::{self, parser};
+use super::choice::{self, StructureArg, parser};
 use clap::Args;
 use std::path::PathBuf;
-use types::{AttentionUnit, Structure};
+use types::AttentionUnit;
 
 pub(super) const ABOUT: &str = "\
 Shows what is in a model folder: family, sizes, layers, the units that can be removed and what each saves. The folder is \
@@ -27,8 +27,8 @@ pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
     /// What is removed at once
-    #[arg(long, value_parser = parser::<Structure>(choice::STRUCTURE), default_value = "coupled", help_heading = "What is removed")]
-    pub(crate) structure: Structure,
+    #[arg(long, value_parser = choice::structure(), default_value = "coupled", help_heading = "What is removed")]
+    pub(crate) structure: StructureArg,
     /// By which unit attention is pruned under --structure coupled
     #[arg(long, value_parser = parser::<AttentionUnit>(choice::HEADS), default_value = "kv-group", help_heading = "What is removed")]
     pub(crate) heads: AttentionUnit,

@@ -1,12 +1,12 @@
 //! Flags of `prune`.
 
-use super::choice::{self, parser};
+use super::choice::{self, StructureArg, parser};
 use super::{MachineArgs, TargetArgs};
 use clap::Args;
 use std::path::PathBuf;
 use std::str::FromStr;
 use types::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, Schedule, Scoring, Shape, ShotData, Target, Update,
     parse_bytes,
 };
 
@@ -96,8 +96,8 @@ pub(crate) struct PruneArgs {
     pub(crate) target: TargetArgs,
 
     /// What is removed at once
-    #[arg(long, value_parser = parser::<Structure>(choice::STRUCTURE), default_value = "coupled", help_heading = "What is removed")]
-    pub(crate) structure: Structure,
+    #[arg(long, value_parser = choice::structure(), default_value = "coupled", help_heading = "What is removed")]
+    pub(crate) structure: StructureArg,
     /// By which unit attention is pruned under --structure coupled
     ///
     /// OPT's attention is always kept: no runtime loads it with fewer heads.
@@ -118,6 +118,9 @@ pub(crate) struct PruneArgs {
     /// What happens to the remaining weights
     #[arg(long, value_parser = parser::<Update>(choice::UPDATE), default_value = "correlated", help_heading = "How it is decided")]
     pub(crate) update: Update,
+    /// Most weights of a group under --update grouped
+    #[arg(long, value_name = "N", default_value_t = 2000, help_heading = "How it is decided")]
+    pub(crate) max_correlate: u32,
     /// Which curvature costs and updates use
     #[arg(long, value_parser = parser::<Curvature>(choice::CURVATURE), default_value = "kfac", help_heading = "How it is decided")]
     pub(crate) curvature: Curvature,
@@ -148,6 +151,11 @@ pub(crate) struct PruneArgs {
     /// too well. When the data has fewer than SHOTS x SAMPLES samples, the sets are taken in turn.
     #[arg(long, value_parser = parser::<ShotData>(choice::SHOT_DATA), default_value = "new", help_heading = "Shots")]
     pub(crate) shot_data: ShotData,
+    /// What the curvature of earlier shots counts for in a shot, against its own: 0 for nothing, 1 for as much
+    ///
+    /// Averages over the samples of several shots; what was seen before an earlier cut is slightly out of date.
+    #[arg(long, value_name = "RHO", default_value_t = 0.0, help_heading = "Shots")]
+    pub(crate) decay: f64,
     /// Seed of the choice of samples and of sampled labels: the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Shots")]
     pub(crate) seed: u64,
@@ -187,15 +195,18 @@ pub(crate) struct PruneArgs {
 impl PruneArgs {
     /// Returns the shape: what was asked for, or what fits the structure.
     pub(crate) fn shape(&self) -> Shape {
-        self.shape.unwrap_or(match self.structure {
-            Structure::Coupled => Shape::Uniform,
-            Structure::RowColumn => Shape::PerLayer,
-        })
+        self.shape.unwrap_or(if self.structure.structure.keeps_shapes() { Shape::PerLayer } else { Shape::Uniform })
+    }
+
+    /// Returns the size to reach: what was asked for, or, for n:m, the whole pattern.
+    pub(crate) fn target(&self) -> Option<Target> {
+        let whole = |p: Pattern| Target::Size(f64::from(p.n) / f64::from(p.m));
+        self.target.target().or_else(|| self.structure.pattern.map(whole))
     }
 
     /// Returns the damping: what was asked for, or what is usual for its scale.
     pub(crate) fn damping(&self) -> DampingPair {
-        let (a, g) = self.damping_scale.usual();
+        let (a, g) = self.damping_scale.usual(self.structure.structure);
         self.damping.unwrap_or(DampingPair { a, g })
     }
 

@@ -79,9 +79,13 @@ impl Inspection {
     }
 
     fn units(&self) -> String {
-        if self.structure == Structure::RowColumn {
-            return "  every row and every column of the layers above; they become zero, tensors keep their shapes\n"
-                .to_owned();
+        if self.structure.keeps_shapes() {
+            let what = match self.structure {
+                Structure::Element => "weight",
+                Structure::NofM => "row's weights by windows",
+                Structure::RowColumn | Structure::Coupled => "row and every column",
+            };
+            return format!("  every {what} of the layers above; what goes becomes zero, tensors keep their shapes\n");
         }
         let Some(block) = self.description.blocks.first() else { return String::new() };
         let mut table = Table::new(&[Align::Left, Align::Right, Align::Right, Align::Right, Align::Right]);
@@ -108,8 +112,8 @@ impl Inspection {
         let whole = dense.measured_by(&left.target);
         let share = percent(left.limit.min(whole), whole);
         let mut text = format!("{} leaves at most {} ({share})\n", flag(left.target), self.measured(left));
-        if self.structure == Structure::RowColumn {
-            text.push_str("  as rows and columns that are not zero; which, the curvature decides\n");
+        if self.structure.keeps_shapes() {
+            text.push_str("  as weights that are not zero; which, the curvature decides\n");
             return text;
         }
         let attention = self.description.groups().find(|g| g.kind != UnitKind::FfnChannel);

@@ -50,9 +50,9 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
             ))
         }
         Event::CutChosen(cut) => Some(format!(
-            "shot {}/{shots}: cut chosen, predicted rise of the loss {:.4} nats per token{}",
+            "shot {}/{shots}: cut chosen{}{}",
             cut.shot,
-            cut.predicted,
+            cut.predicted.map_or(String::new(), |p| format!(", predicted rise of the loss {p:.4} nats per token")),
             match cut.damped_layers {
                 0 => String::new(),
                 n => format!("; damping raised for {}, up to {}", plural(u64::from(n), "layer"), cut.largest_damping),
@@ -75,6 +75,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         | Event::TakenOver { .. }
         | Event::ShotOpened { .. }
         | Event::BlockScored(_)
+        | Event::BlockRefined(_)
         | Event::BlockUpdated(_)
         | Event::Succeeded
         | Event::Failed { .. }

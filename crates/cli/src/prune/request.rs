@@ -21,16 +21,19 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         text_column: args.text_column.clone(),
         output: absolute("--out", &args.out)?,
         target,
-        structure: args.structure,
+        structure: args.structure.structure,
+        pattern: args.structure.pattern,
         attention_unit: args.heads,
         shape: args.shape(),
         scoring: args.scoring,
         update: args.update,
+        max_correlate: args.max_correlate,
         curvature: args.curvature,
         fisher: args.fisher,
         shots: args.shots,
         schedule: args.schedule,
         shot_data: args.shot_data,
+        decay: args.decay,
         samples: args.samples,
         seq_len: args.seq_len.unwrap_or_else(|| usual_seq_len(config)),
         eval_samples: args.eval_samples,
@@ -50,7 +53,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
 /// Returns the size to reach.
 pub(super) fn target(args: &PruneArgs) -> Result<Target, CliError> {
     let advice = "give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB";
-    args.target.target().ok_or_else(|| CliError::Usage(format!("no target: {advice}")))
+    args.target().ok_or_else(|| CliError::Usage(format!("no target: {advice}")))
 }
 
 /// Returns 2048, or what the model takes if that is less.

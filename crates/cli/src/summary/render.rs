@@ -3,7 +3,7 @@
 use super::Summary;
 use crate::text::{Align, Table, duration, grouped, percent, plural, short_count, short_digest};
 use std::fmt::Write as _;
-use types::{Evaluation, Shape, Structure, format_bytes};
+use types::{Evaluation, Shape, format_bytes};
 
 /// Layers that are named before the rest is only counted.
 const NAMED_LAYERS: usize = 5;
@@ -23,10 +23,8 @@ impl Summary {
         // Writing to a String does not fail.
         let _ = writeln!(page, "{head}\n");
         page.push_str(&self.figures().render(2));
-        if self.structure == Structure::RowColumn {
-            page.push_str(
-                "  (rows and columns are zero, the tensors keep their shapes: same size and speed on disk)\n",
-            );
+        if self.structure.keeps_shapes() {
+            page.push_str("  (what went is zero, the tensors keep their shapes: same size and speed on disk)\n");
         }
         if let Some(evaluation) = self.evaluation_after.as_ref().or(self.evaluation_before.as_ref()) {
             let _ = writeln!(page, "  perplexity on {}", protocol(evaluation));

@@ -49,6 +49,7 @@ impl Timeline {
                 sum.wait += one.wait;
             }
             Event::BlockScored(block) => self.score += block.seconds,
+            Event::BlockRefined(block) => self.allocate += block.seconds,
             Event::CutChosen(_) => self.allocate += passed,
             Event::BlockUpdated(block) => self.update += block.seconds,
             Event::Materialised(written) => self.materialise += written.seconds,

@@ -159,7 +159,7 @@ impl Loader<'_> {
                 }
                 Ok(HeadsLeft { query: Some(query), kv: None })
             }
-            UnitKind::Row | UnitKind::Column => Ok(HeadsLeft::default()),
+            UnitKind::Row | UnitKind::Column | UnitKind::Element => Ok(HeadsLeft::default()),
             UnitKind::FfnChannel => Err(fault(o, "is an attention layer, but FFN channels are said to be left")),
         }
     }
@@ -169,7 +169,7 @@ impl Loader<'_> {
         let Some(changed) = self.overlay.layers.get(consumer) else { return Ok(None) };
         match changed.kind {
             UnitKind::FfnChannel => kept(consumer, changed, self.config().ffn).map(Some),
-            UnitKind::Row | UnitKind::Column => Ok(None),
+            UnitKind::Row | UnitKind::Column | UnitKind::Element => Ok(None),
             UnitKind::KvGroup | UnitKind::QueryHead => {
                 Err(fault(consumer, "is an MLP layer, but attention heads are said to be left"))
             }
@@ -182,7 +182,7 @@ impl Loader<'_> {
                 return Err(fault(id, "is changed, but the model has no such layer"));
             };
             let consumer = *id == layers.o || id == layers.mlp.consumer();
-            if !consumer && !matches!(changed.kind, UnitKind::Row | UnitKind::Column) {
+            if !consumer && !matches!(changed.kind, UnitKind::Row | UnitKind::Column | UnitKind::Element) {
                 return Err(fault(id, "is said to have kept units, but it is no consumer of units"));
             }
         }

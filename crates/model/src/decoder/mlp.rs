@@ -46,7 +46,8 @@ impl Mlp {
     /// Returns what the MLP adds to the residual stream, [b, t, d], for the normed stream `x_btd`.
     pub(super) fn forward(&self, x_btd: &Tensor, tap: &mut dyn Tap) -> Result<Tensor, ModelError> {
         let mut feed = |layer: &Linear, input: &Linear, x: &Tensor| -> Result<Tensor, ModelError> {
-            Ok(tap.linear(layer, &input.name, x, layer.forward(x)?))
+            let y = tap.forward(layer, x)?;
+            Ok(tap.linear(layer, &input.name, x, y))
         };
         match self {
             Self::Gated { gate, up, down, activation } => {

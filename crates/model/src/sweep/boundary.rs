@@ -9,7 +9,7 @@ use crate::ModelError;
 use tch::{Device, Kind, Tensor};
 
 /// Boundary states of all micro-batches.
-pub(super) struct Boundaries {
+pub(crate) struct Boundaries {
     /// Number format and device of the passes.
     compute: (Kind, Device),
     /// The lowest block whose input is kept.
@@ -52,13 +52,13 @@ impl Boundaries {
     }
 
     /// Keeps the gradient at the topmost boundary, over that of the block above.
-    pub(super) fn keep_gradient(&mut self, batch: &Batch, gradient_btd: &Tensor) -> Result<(), ModelError> {
+    pub(crate) fn keep_gradient(&mut self, batch: &Batch, gradient_btd: &Tensor) -> Result<(), ModelError> {
         let kept = self.gradient_btd.as_ref().map(|all| batch.part_of(all)).transpose()?;
         kept.map_or(Ok(()), |mut kept| kept.f_copy_(gradient_btd)).map_err(ModelError::torch("keeping a gradient"))
     }
 
     /// Returns input of and gradient at the output of the topmost block.
-    pub(super) fn top(&self, batch: &Batch) -> Result<(Tensor, Tensor), ModelError> {
+    pub(crate) fn top(&self, batch: &Batch) -> Result<(Tensor, Tensor), ModelError> {
         let (Some(inputs), Some(gradient)) = (self.inputs_btd.last(), &self.gradient_btd) else {
             unreachable!("there is a boundary for every block that is run backward");
         };
@@ -68,7 +68,7 @@ impl Boundaries {
     }
 
     /// Frees the input of the topmost block.
-    pub(super) fn drop_top(&mut self) {
+    pub(crate) fn drop_top(&mut self) {
         self.inputs_btd.pop();
     }
 }

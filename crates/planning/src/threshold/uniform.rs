@@ -11,7 +11,7 @@ use types::UnitKind;
 ///
 /// # Errors
 /// As for [`super::per_layer`]; [`PlanningError::Unequal`] when paths of a kind begin with different widths;
-/// [`PlanningError::NoUniformShape`] for rows and columns and for two kinds of attention units in one model.
+/// [`PlanningError::NoUniformShape`] for rows, columns and elements and for two kinds of attention units in one model.
 pub fn uniform(paths: &[LayerPath], to_free: u64) -> Result<Cut, PlanningError> {
     let ffn = totals(paths, Side::Ffn)?;
     let attention = totals(paths, Side::Attention)?;
@@ -73,7 +73,7 @@ fn totals(paths: &[LayerPath], side: Side) -> Result<Vec<Point>, PlanningError> 
 fn check_kind(path: &LayerPath) -> Result<(), PlanningError> {
     match path.kind {
         UnitKind::FfnChannel | UnitKind::KvGroup | UnitKind::QueryHead => Ok(()),
-        UnitKind::Row | UnitKind::Column => {
+        UnitKind::Row | UnitKind::Column | UnitKind::Element => {
             Err(PlanningError::NoUniformShape { kind: path.kind, layer: path.layer.clone(), hint: "" })
         }
     }

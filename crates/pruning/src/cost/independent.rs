@@ -16,7 +16,7 @@ pub(super) fn unit_costs(p: &Prepared, m_cc: &Tensor, units: &Units, update: Upd
             let products = blocks::diagonal_blocks(&a.damped.f_mul(m_cc)?, count, q)?;
             host(&products.f_sum_dim_intlist([1_i64, 2].as_slice(), false, Kind::Double)?.f_mul_scalar(0.5)?)?
         }
-        (Update::Correlated, Some(a)) => blocks::costs(&inverse(&a.l)?, m_cc, count, q)?
+        (_, Some(a)) => blocks::costs(&inverse(&a.l)?, m_cc, count, q)?
             .ok_or_else(|| unstable(p, "a diagonal block's smallest pivot", 0.0, 0))?,
     };
     costs.into_iter().map(|cost| checked_cost(p, cost, 0)).collect()
@@ -31,7 +31,7 @@ pub(super) fn row_and_column_costs(p: &Prepared, update: Update) -> Result<(Vec<
         Ok(match (factor, update) {
             (None, _) => Tensor::f_ones([n], options)?,
             (Some(f), Update::None) => f.damped.f_diagonal(0, 0, 1)?,
-            (Some(f), Update::Correlated) => inverse(&f.l)?.f_diagonal(0, 0, 1)?.f_reciprocal()?,
+            (Some(f), _) => inverse(&f.l)?.f_diagonal(0, 0, 1)?.f_reciprocal()?,
         })
     };
     let (r, c) = p.shape();

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests; exact zeros are the claim")]
 
 mod common;
+mod elements;
+mod masked;
 mod oracle;
 mod paths;
 mod properties;

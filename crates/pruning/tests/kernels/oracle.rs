@@ -2,7 +2,7 @@
 
 use crate::common::{ALL_FACTORS, close, column, columns_of, fisher, problem, row, units, without};
 use pruning::{coupled_path, coupled_update, row_column_path, row_column_update};
-use tch::Device;
+use tch::{Device, Tensor};
 use testkit::{dense_obs, dense_zeroing, devices, element_indices, max_difference};
 use types::{Scoring, Unit, UnitKind, Update};
 
@@ -121,8 +121,8 @@ fn independent_costs_are_those_of_each_unit_alone() {
                     for step in &path.steps {
                         let indices = element_indices((3, c), &[], &columns_of(&units, &[step.unit]));
                         let dense = match update {
-                            Update::Correlated => dense_obs(&w, &f, &indices),
                             Update::None => dense_zeroing(&w, &f, &indices),
+                            _ => dense_obs(&w, &f, &indices),
                         };
                         assert!(
                             close(step.cost, dense.cost),
@@ -159,8 +159,8 @@ fn independent_costs_of_rows_and_columns_are_those_of_each_alone() {
                     if step.unit.kind == UnitKind::Row { (&index[..], &[][..]) } else { (&[][..], &index[..]) };
                 let indices = element_indices((4, 6), rows, columns);
                 let dense = match update {
-                    Update::Correlated => dense_obs(&problem.w_rc, &f, &indices),
                     Update::None => dense_zeroing(&problem.w_rc, &f, &indices),
+                    _ => dense_obs(&problem.w_rc, &f, &indices),
                 };
                 assert!(close(step.cost, dense.cost), "{factors:?} {update} {:?}", step.unit);
             }
@@ -188,5 +188,49 @@ fn without_curvature_and_update_it_is_magnitude() {
     for update in [Update::None, Update::Correlated] {
         let found = coupled_update(&problem, &units, &removed, update).unwrap();
         assert_eq!(max_difference(&found.w_rc, &without(&problem.w_rc, &[], &columns_of(&units, &removed))), 0.0);
+    }
+}
+
+/// Returns W plus the dense solutions' changes for each set of positions as if it went alone, zero at all of them.
+fn added_up(w: &Tensor, f: &Tensor, sets: &[Vec<i64>]) -> (Tensor, f64) {
+    let changes = sets.iter().map(|set| dense_obs(w, f, set).w_rc - w);
+    let gone = Tensor::from_slice(&sets.concat());
+    let updated = changes.fold(w.copy(), |sum, change| sum + change).reshape([-1]).index_fill(0, &gone, 0.0);
+    let delta = &updated - w.reshape([-1]);
+    (updated.reshape(w.size()), 0.5 * delta.dot(&f.matmul(&delta)).double_value(&[]))
+}
+
+#[test]
+fn the_independent_update_adds_up_what_each_removal_alone_would_do() {
+    for factors in ALL_FACTORS {
+        for bias in [false, true] {
+            let (c, groups) = (6 + i64::from(bias), problem(3, 6 + i64::from(bias), bias, factors, 31, Device::Cpu));
+            let (w, f) = (groups.w_rc.copy(), fisher(&groups));
+            for (count, q, positions) in [(6, 1, vec![0, 3, 4]), (3, 2, vec![0, 2])] {
+                let units = units(UnitKind::KvGroup, count, q);
+                let unit = |&i: &i64| Unit { kind: units.kind, index: units.kept[i as usize] };
+                let removed: Vec<Unit> = positions.iter().map(unit).collect();
+                let columns: Vec<Vec<i64>> =
+                    removed.iter().map(|unit| columns_of(&units, std::slice::from_ref(unit))).collect();
+                let sets: Vec<_> = columns.iter().map(|of_unit| element_indices((3, c), &[], of_unit)).collect();
+                let (expected, cost) = added_up(&w, &f, &sets);
+                let found = coupled_update(&groups, &units, &removed, Update::Independent).unwrap();
+                assert!(max_difference(&found.w_rc, &without(&expected, &[], &columns.concat())) < TOLERANCE);
+                assert!(close(found.predicted, cost), "{factors:?}: {} {cost}", found.predicted);
+                let joint = coupled_update(&groups, &units, &removed, Update::Correlated).unwrap().predicted;
+                assert!(joint <= cost * (1.0 + 1e-9), "{factors:?}: {joint} {cost}");
+            }
+            let removed = [row(1), column(0), column(4)];
+            let sets = [
+                element_indices((3, c), &[1], &[]),
+                element_indices((3, c), &[], &[0]),
+                element_indices((3, c), &[], &[4]),
+            ];
+            let (expected, cost) = added_up(&w, &f, &sets);
+            let live: Vec<u32> = (0..6).collect();
+            let found = row_column_update(&groups, &[0, 1, 2], &live, &removed, Update::Independent).unwrap();
+            assert!(max_difference(&found.w_rc, &expected) < TOLERANCE, "{factors:?}");
+            assert!(close(found.predicted, cost), "{factors:?}: {} {cost}", found.predicted);
+        }
     }
 }

@@ -11,8 +11,8 @@ fn joint(w: &Tensor, f: &Tensor, units: &Units, removed: &[Unit], update: Update
     let size = w.size();
     let indices = element_indices((size[0], size[1]), &[], &columns_of(units, removed));
     match update {
-        Update::Correlated => dense_obs(w, f, &indices).cost,
         Update::None => dense_zeroing(w, f, &indices).cost,
+        _ => dense_obs(w, f, &indices).cost,
     }
 }
 
