@@ -34,6 +34,13 @@ pub(crate) enum Work {
     },
     /// Sweep one shard.
     Calibrate(Calibrate),
+    /// Correct a checkpoint.
+    Correct {
+        /// Key of the checkpoint's manifest.
+        checkpoint: Option<String>,
+        /// First of its samples.
+        first_sample: usize,
+    },
     /// Score the held-out data.
     Evaluate {
         /// Key of the checkpoint's manifest; `None` for the base model.
@@ -65,6 +72,7 @@ impl Job {
         match &self.work {
             Work::Prepare { .. } => tracing::info_span!("prepare", %run, shot, %generation),
             Work::Calibrate(c) => tracing::info_span!("calibrate", %run, shot, %generation, shard = c.shard),
+            Work::Correct { .. } => tracing::info_span!("correct", %run, shot, %generation),
             Work::Evaluate { .. } => tracing::info_span!("evaluate", %run, shot, %generation),
         }
     }
@@ -78,6 +86,10 @@ impl TryFrom<v1::Task> for Job {
         let work = match TASK.required("work", task.work)? {
             Wire::Prepare(v1::PrepareTask { resumes }) => Work::Prepare { resumes },
             Wire::Calibrate(calibrate) => Work::Calibrate(calibrate.try_into()?),
+            Wire::Correct(v1::CorrectTask { checkpoint, first_sample }) => Work::Correct {
+                checkpoint: present(checkpoint),
+                first_sample: TASK.number("first_sample", first_sample, MAX_SAMPLES)? as usize,
+            },
             Wire::Evaluate(v1::EvaluateTask { checkpoint }) => Work::Evaluate { checkpoint: present(checkpoint) },
             Wire::Score(_) | Wire::Refine(_) | Wire::Update(_) | Wire::Materialise(_) => {
                 return Err(TASK.bad("work", "is a surgeon's, this is a calibrator"));

@@ -15,6 +15,7 @@
 //! | `grpc.rs` | `CalibratorService` |
 
 mod config;
+mod correct;
 mod error;
 mod grpc;
 mod job;

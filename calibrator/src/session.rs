@@ -12,6 +12,9 @@ use std::path::Path;
 use tch::{Device, Kind};
 use types::{DataDescription, Dtype, ModelDescription, RunId, RunSpec, ShotData};
 
+/// Samples on which a correction must lower the loss.
+const CHECK_SAMPLES: usize = 16;
+
 /// Which weights: a run's checkpoint, or its base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DecoderKey {
@@ -34,6 +37,8 @@ pub(crate) struct Session {
 pub(crate) struct Data {
     /// What the sweep runs over.
     pub(crate) samples: Samples,
+    /// Samples that no sweep sees: where a correction proves that it helps. Empty without correction.
+    pub(crate) check: Vec<Vec<i64>>,
     /// What the loss is measured on, if anything.
     pub(crate) held_out: Option<Segments>,
 }
@@ -133,8 +138,15 @@ impl Data {
             ShotData::New => spec.shots,
             ShotData::Same => 1,
         };
-        let draw = Draw { seq_len: spec.seq_len, samples: spec.samples, sets, seed: spec.seed };
-        let samples = pack_samples(&documents, &tokenizer, draw)?;
+        let corrects = spec.correct_rank > 0;
+        let draw = Draw {
+            seq_len: spec.seq_len,
+            samples: spec.samples,
+            sets: sets.saturating_add(u32::from(corrects)),
+            seed: spec.seed,
+        };
+        let mut samples = pack_samples(&documents, &tokenizer, draw)?;
+        let check = if corrects { take_check(&mut samples)? } else { Vec::new() };
         let held_out = if spec.eval_data.is_empty() {
             None
         } else {
@@ -143,8 +155,25 @@ impl Data {
             segments.description.overlap = overlap(&documents, &held_out);
             Some(segments)
         };
-        Ok(Self { samples, held_out })
+        Ok(Self { samples, check, held_out })
     }
+}
+
+/// Takes the last set from the samples and returns some of it.
+fn take_check(samples: &mut Samples) -> Result<Vec<Vec<i64>>, ModelError> {
+    let d = &mut samples.description;
+    if d.sets < 2 {
+        let needed = 2 * d.samples * d.seq_len;
+        let remedy =
+            "a correction needs as many samples again to prove that it helps: add text, ask for fewer samples \
+                      (--samples), or go without --correct-rank"
+                .to_owned();
+        return Err(ModelError::TooLittleText { found: d.tokens, needed, remedy });
+    }
+    d.sets -= 1;
+    let mut check = samples.ids.split_off((u64::from(d.sets) * d.samples) as usize);
+    check.truncate(CHECK_SAMPLES);
+    Ok(check)
 }
 
 fn documents(paths: &[String], spec: &RunSpec, tokenizer: &Tokenizer) -> Result<Documents, ModelError> {

@@ -43,7 +43,11 @@ fn session() -> Session {
         bos: false,
     };
     let ids = (0..4).map(|s| (0..8).map(|t| (s * 13 + t * 7) % 30).collect()).collect();
-    Session::with_data(Device::Cpu, &key().run, Data { samples: Samples { ids, description }, held_out: None })
+    Session::with_data(
+        Device::Cpu,
+        &key().run,
+        Data { samples: Samples { ids, description }, check: vec![], held_out: None },
+    )
 }
 
 /// What was taken from the shelf: block, tokens, names of factors.

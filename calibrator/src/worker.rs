@@ -2,22 +2,25 @@
 //!
 //! One task runs at a time. What needs tensors happens in jobs on the compute thread, and tensors stay there.
 
+use crate::correct::correct;
 use crate::error::Error;
 use crate::job::{Calibrate, Job, Work};
 use crate::memory::peak_memory_bytes;
 use crate::session::{DecoderKey, Output, Session};
 use crate::shelf::{Shelf, SweepKey};
 use crate::sweep::{Control, Swept, sweep};
+use model::ModelFolder;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
 use service::{ComputeHandle, Lease, Leased, Store, TaskHandler};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
-use types::{RunId, RunSpec};
+use types::{ObjectRef, RunId, RunSpec};
 
 /// How often the store is asked whether a surgeon has put what waits on the shelf: its word of it may get lost.
 const LOOK: Duration = Duration::from_secs(2);
@@ -60,6 +63,10 @@ impl Handler {
             Work::Calibrate(task) => {
                 let key = SweepKey { run: job.run, shot: job.shot, shard: task.shard, generation: job.generation };
                 self.calibrate(key, job.spec, task, lease).await.map(TaskResult::Calibrate)
+            }
+            Work::Correct { checkpoint, first_sample } => {
+                let key = DecoderKey { run: job.run, checkpoint };
+                self.correct(key, (job.spec, job.shot, first_sample), lease).await.map(TaskResult::Correct)
             }
             Work::Evaluate { checkpoint } => {
                 let key = DecoderKey { run: job.run, checkpoint };
@@ -110,6 +117,46 @@ impl Handler {
             gram_seconds: result.times.gram.as_secs_f64(),
             wait_seconds: wait.as_secs_f64(),
             factor_bytes,
+            peak_memory_bytes: peak_memory_bytes(),
+        })
+    }
+
+    async fn correct(
+        &self,
+        key: DecoderKey,
+        (spec, shot, first_sample): (RunSpec, u32, usize),
+        lease: &Lease,
+    ) -> Result<v1::CorrectResult, Error> {
+        let run = key.run.clone();
+        let states = checkpoint::manifest(&self.store, key.checkpoint.as_deref()).await?.layers;
+        let changed = self.changed(key.clone()).await?;
+        let corrected = self
+            .with_control(lease, move |session, control| {
+                let folder = ModelFolder::open(Path::new(&spec.model))?;
+                let model = model::units::describe(&folder, spec.structure, spec.attention_unit)?;
+                let loaded = session.load(&key, &spec, changed)?;
+                let mut progress = |done, total| control.step(done, total);
+                correct((&folder, &model.blocks), loaded, &states, (&spec, first_sample), &mut progress)
+            })
+            .await?;
+        let mut layers = Vec::with_capacity(corrected.layers.len());
+        for (mut state, bytes) in corrected.layers {
+            let blake3 = blake3::hash(&bytes).to_hex().to_string();
+            let object = ObjectRef { key: keys::weights(&run, shot, &blake3), blake3, bytes: bytes.len() as u64 };
+            self.store.put(&object.key, bytes).await?;
+            state.weights = Some(object);
+            layers.push(state.into());
+        }
+        let report = corrected.report;
+        let before = report.loss_before.unwrap_or(f64::NAN);
+        let after = report.loss_after.filter(|_| report.kept).unwrap_or(before);
+        tracing::info!(before, after, steps = report.steps_done, kept = report.kept, "checkpoint corrected");
+        Ok(v1::CorrectResult {
+            layers,
+            loss_before: before,
+            loss_after: after,
+            steps_done: report.steps_done,
+            steps_kept: if report.kept { report.steps_kept } else { 0 },
             peak_memory_bytes: peak_memory_bytes(),
         })
     }

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use types::{
-    Checkpoint, DataDescription, Evaluation, LayerCut, LayerReport, LayerState, ModelDescription, ObjectRef, RunSpec,
-    Sizes,
+    Checkpoint, CorrectionReport, DataDescription, Evaluation, LayerCut, LayerReport, LayerState, ModelDescription,
+    ObjectRef, RunSpec, Sizes,
 };
 
 /// One committed step of a run.
@@ -59,6 +59,8 @@ pub enum Event {
         /// Predicted rise of the loss by the whole shot, nats per token.
         predicted: f64,
     },
+    /// A committed shot's weights were corrected, or it was found that correction does not help.
+    ShotCorrected(ShotCorrected),
     /// The final folder has its final name.
     Materialised(Materialised),
     /// The end: all done.
@@ -204,6 +206,23 @@ pub struct BlockUpdated {
     pub seconds: f64,
 }
 
+/// What a correction brought.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShotCorrected {
+    /// Which shot.
+    pub shot: u32,
+    /// Key of the corrected manifest; that of the commit if the correction did not help.
+    pub checkpoint: String,
+    /// Layers that differ from the base model after it, in block order.
+    pub layers: Vec<LayerState>,
+    /// What is told of it.
+    pub report: CorrectionReport,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// Largest resident memory of the calibrator so far, bytes.
+    pub peak_memory: u64,
+}
+
 /// The final folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Materialised {
@@ -271,6 +290,8 @@ pub struct ShotHistory {
     pub updated: BTreeMap<u32, BlockUpdated>,
     /// The manifest's key, size, layers and predicted rise.
     pub committed: Option<Committed>,
+    /// The correction.
+    pub corrected: Option<ShotCorrected>,
 }
 
 /// A committed shot.
@@ -317,6 +338,10 @@ impl History {
                 self.shots.entry(shot).or_default().committed =
                     Some(Committed { checkpoint, sizes, layers, predicted });
             }
+            Event::ShotCorrected(c) => {
+                let shot = c.shot;
+                self.shots.entry(shot).or_default().corrected = Some(c);
+            }
             Event::Materialised(m) => self.materialised = Some(m),
             Event::Succeeded => self.ending = Some(Ending::Succeeded),
             Event::Failed { code, reason } => self.ending = Some(Ending::Failed { code, reason }),
@@ -331,7 +356,9 @@ impl History {
 
     /// Returns the key of the checkpoint after `shot`; empty for the base model.
     pub fn checkpoint(&self, shot: u32) -> String {
-        self.shots.get(&shot).and_then(|s| s.committed.as_ref()).map(|c| c.checkpoint.clone()).unwrap_or_default()
+        let Some(known) = self.shots.get(&shot) else { return String::new() };
+        let corrected = known.corrected.as_ref().map(|c| c.checkpoint.clone());
+        corrected.or_else(|| known.committed.as_ref().map(|c| c.checkpoint.clone())).unwrap_or_default()
     }
 
     /// Returns the size after `shot`; the dense size for shot 0.
@@ -344,7 +371,11 @@ impl History {
 
     /// Returns the checkpoint after `shot`: the layers that differ from the base model, in block order.
     pub fn checkpoint_after(&self, shot: u32) -> Checkpoint {
-        let layers = self.shots.get(&shot).map(|s| s.updated.values().flat_map(|b| b.layers.clone()).collect());
-        Checkpoint { shot, layers: layers.unwrap_or_default() }
+        let Some(known) = self.shots.get(&shot) else { return Checkpoint { shot, layers: Vec::new() } };
+        let layers = match &known.corrected {
+            Some(corrected) => corrected.layers.clone(),
+            None => known.updated.values().flat_map(|b| b.layers.clone()).collect(),
+        };
+        Checkpoint { shot, layers }
     }
 }

@@ -208,6 +208,7 @@ impl Pool {
         for (task, (done, total)) in self.lock().board.progress(run) {
             let stage = match task.work {
                 Some(Work::Prepare(_)) => v1::Stage::Prepare,
+                Some(Work::Correct(_)) => v1::Stage::Correct,
                 Some(Work::Evaluate(_)) => v1::Stage::Evaluate,
                 Some(Work::Materialise(_)) => v1::Stage::Materialise,
                 Some(Work::Calibrate(_)) => v1::Stage::Calibrate,

@@ -1,7 +1,7 @@
 //! The report: the journal's history as one document. Pure; holds no times, so that equal runs give equal bytes.
 
 use crate::event::{Evaluated, History, Prepared};
-use types::{Evaluation, KeptUnits, RunId, RunReport, RunSpec, ShotReport};
+use types::{Evaluation, KeptUnits, RunId, RunReport, RunSpec, ShotReport, UnitKind};
 
 /// Version of the report's form.
 const FORMAT: u32 = 1;
@@ -14,7 +14,8 @@ pub(crate) fn build(run: &RunId, spec: &RunSpec, history: &History) -> Option<Ru
     let prepared = history.prepared.as_ref()?;
     let last = history.shots_done();
     let evaluation = |shot: u32| history.evaluations.get(&shot).map(|e: &Evaluated| e.evaluation.clone());
-    let kept = history.checkpoint_after(last).layers.into_iter().map(|l| KeptUnits {
+    let layers = history.checkpoint_after(last).layers.into_iter();
+    let kept = layers.filter(|l| l.kind != UnitKind::Whole).map(|l| KeptUnits {
         layer: l.layer,
         kind: l.kind,
         kept: l.kept,
@@ -50,6 +51,7 @@ fn shot_report(shot: u32, history: &History, evaluation: Option<Evaluation>) -> 
         calibration_loss: if targets == 0 { 0.0 } else { loss / targets as f64 },
         predicted: committed.predicted,
         predicted_other_shape: cut.predicted_other_shape,
+        correction: known.corrected.as_ref().map(|c| c.report),
         evaluation,
         layers: committed.layers.clone(),
     })

@@ -233,6 +233,7 @@ fn stage_name(work: &Work) -> &'static str {
         Work::Score(_) => "score",
         Work::Refine(_) => "refine",
         Work::Update(_) => "update",
+        Work::Correct(_) => "correct",
         Work::Evaluate(_) => "evaluate",
         Work::Materialise(_) => "materialise",
     }

@@ -5,7 +5,9 @@
 
 use crate::error::RunError;
 use crate::run::Run;
-use crate::stages::{allocate, calibrate, commit, evaluate, materialise, open, prepare, refine, score, update};
+use crate::stages::{
+    allocate, calibrate, commit, correct, evaluate, materialise, open, prepare, refine, score, update,
+};
 
 /// Prunes a model: the dense baseline, the shots, the smaller model.
 pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
@@ -28,5 +30,6 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
     allocate(run, shot).await?; //                   … one cut over all layers
     update(run, shot).await?; //                  4  removal and correlated update of what remains
     commit(run, shot).await?; //                  the checkpoint's manifest, written last
+    correct(run, shot).await?; //                 5  low-rank correction, if asked for
     evaluate(run, shot).await //                  6  held-out loss
 }

@@ -3,6 +3,7 @@
 mod allocate;
 mod calibrate;
 mod commit;
+mod correct;
 mod elements;
 mod finish;
 mod prepare;
@@ -12,6 +13,7 @@ pub(crate) use allocate::allocate;
 pub(crate) use calibrate::calibrate;
 pub use calibrate::shard_plan;
 pub(crate) use commit::commit;
+pub(crate) use correct::correct;
 pub(crate) use elements::refine;
 pub(crate) use finish::{evaluate, materialise};
 pub(crate) use prepare::{open, prepare};
@@ -32,7 +34,7 @@ fn prepared(run: &Run) -> Result<Prepared, RunError> {
 fn units_left(run: &Run, shot: u32, group: &UnitGroup) -> u32 {
     let all = group.units * group.together;
     let state = run.history(|h| h.checkpoint_after(shot).layer(&group.layer).cloned());
-    state.map_or(all, |s| u32::try_from(s.kept.len()).unwrap_or(u32::MAX))
+    state.map_or(all, |s| s.units_left(all))
 }
 
 /// Returns what a surgeon put into the store, if it is what the journal says.

@@ -29,6 +29,7 @@ fn spec() -> RunSpec {
         eval_data: vec!["e".into()],
         shape: Shape::PerLayer,
         shots: 3,
+        correct_rank: 1,
         samples: 8,
         seq_len: 16,
         eval_samples: 2,
@@ -170,6 +171,19 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
                 result.predicted.push(path.steps[..cut.steps as usize].iter().map(|s| s.cost).sum());
             }
             TaskResult::Update(result)
+        }
+        Work::Correct(w) => {
+            let mut state = checkpoint(&w.checkpoint).await.layers.pop().unwrap();
+            let weights = keep("weights", task.shot, b"corrected".to_vec()).await;
+            state.weights = Some(weights.try_into().unwrap());
+            TaskResult::Correct(v1::CorrectResult {
+                layers: vec![state.into()],
+                loss_before: 1.0,
+                loss_after: 0.5,
+                steps_done: 3,
+                steps_kept: 2,
+                peak_memory_bytes: 1,
+            })
         }
         Work::Evaluate(_) => TaskResult::Evaluate(v1::EvaluateResult {
             loss: 3.0 + f64::from(task.shot) / 8.0,
@@ -334,6 +348,7 @@ async fn a_run_goes_through_all_stages_and_meets_its_size() {
     assert!(report.after.prunable <= limit, "{:?} against {limit}", report.after);
     assert!(limit - report.after.prunable < 100, "within one unit of the target: {:?}", report.after);
     assert_eq!(report.shots.len(), 3);
+    assert!(report.shots.iter().all(|s| s.correction.is_some_and(|c| c.steps_kept == 2)));
     assert!(report.shots.windows(2).all(|s| s[1].sizes.prunable < s[0].sizes.prunable));
     let widths = report.kept.iter().filter(|k| k.kind == UnitKind::FfnChannel).map(|k| k.kept.len());
     assert!(widths.clone().all(|w| w % 2 == 0), "FFN widths are multiples of 2: {:?}", widths.collect::<Vec<_>>());

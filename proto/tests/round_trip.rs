@@ -51,7 +51,7 @@ prop_compose! {
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, shape, scoring, update, curvature, fisher, shots: 1,
-            schedule, shot_data, decay: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
+            schedule, shot_data, decay: 0.0, correct_rank: 0, correct_steps: 1, correct_rate: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
             multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20,
         };
         match target {
@@ -74,12 +74,14 @@ prop_compose! {
         choices in choices(),
         (model, data, eval_data, text_column, output) in (text(), vec(text(), 1..4), vec(text(), 0..4), text(), text()),
         (shots, samples, seq_len, eval_samples) in (1..=1000u32, 1..=10_000_000u64, 2..=1_048_576u64, any::<u64>()),
+        (correct_rank, correct_steps, correct_rate) in (0..=4096u32, 1..=1_000_000u32, 0.0..=1.0),
         (damping_a, damping_g, decay) in (0.0..=10.0, 0.0..=10.0, 0.0..=1.0),
         (max_damped_layers, multiple_of, seed, memory) in
             (any::<u32>(), 1..=65_536u32, any::<u64>(), (1u64 << 20)..=u64::MAX),
     ) -> RunSpec {
         RunSpec {
             model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
+            correct_rank, correct_steps, correct_rate,
             max_damped_layers, multiple_of, seed, memory, ..choices
         }
     }

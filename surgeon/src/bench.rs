@@ -62,7 +62,8 @@ impl BlockJob {
     /// Returns the units of each group that are left.
     fn kept(&self) -> BTreeMap<LayerId, Vec<u32>> {
         let kept = |group: &UnitGroup| {
-            let changed = self.changed.iter().find(|(state, _)| state.layer == group.layer);
+            let is_cut = |state: &LayerState| state.layer == group.layer && state.kind != UnitKind::Whole;
+            let changed = self.changed.iter().find(|(state, _)| is_cut(state));
             changed.map_or_else(|| (0..group.units * group.together).collect(), |(state, _)| state.kept.clone())
         };
         self.block.groups.iter().map(|group| (group.layer.clone(), kept(group))).collect()
@@ -234,7 +235,11 @@ impl Bench {
                         Site::Elements { .. } => return Err(Error::Bug(format!("{layer} was cut along a path"))),
                     };
                     result.push(new_layer(&site, updated)?);
-                } else if let Some((state, _)) = job.changed.iter().find(|(s, _)| s.layer == *layer) {
+                }
+            }
+            // What no cut touched stays as it was: corrected producers, consumers with all their units.
+            for (state, _) in &job.changed {
+                if !result.iter().any(|new| new.state.layer == state.layer) {
                     result.push(NewLayer { state: state.clone(), weights: None, predicted: 0.0 });
                 }
             }
@@ -365,7 +370,8 @@ fn coupled_site<'a>(
     let layer = block.layers.iter().find(|l| l.layer == group.layer);
     let layer = layer.ok_or_else(|| Error::Bug(format!("units of layer {}, which the block lacks", group.layer)))?;
     let all = 0..group.units * group.together;
-    let kept = changed.get(&group.layer).map_or_else(|| all.collect(), |c| c.kept.clone());
+    let cut = changed.get(&group.layer).filter(|c| c.kind != UnitKind::Whole);
+    let kept = cut.map_or_else(|| all.collect(), |c| c.kept.clone());
     let units = Units {
         kind: group.kind,
         kept,
@@ -378,7 +384,7 @@ fn coupled_site<'a>(
 }
 
 fn row_column_site<'a>(layer: &'a LayerDescription, changed: Option<&LayerOverlay>) -> Site<'a> {
-    let (rows, columns) = match changed {
+    let (rows, columns) = match changed.filter(|c| c.kind != UnitKind::Whole) {
         Some(c) => (c.kept_rows.clone(), c.kept.clone()),
         None => ((0..layer.rows as u32).collect(), (0..layer.columns as u32).collect()),
     };

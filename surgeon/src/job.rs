@@ -99,7 +99,7 @@ impl TryFrom<v1::Task> for Job {
             Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json }) => {
                 Work::Materialise { checkpoint: present(checkpoint), report_json }
             }
-            Wire::Prepare(_) | Wire::Calibrate(_) | Wire::Evaluate(_) => {
+            Wire::Prepare(_) | Wire::Calibrate(_) | Wire::Correct(_) | Wire::Evaluate(_) => {
                 return Err(TASK.bad("work", "is a calibrator's, this is a surgeon"));
             }
         };

@@ -39,6 +39,12 @@ pub fn shard_plan(spec: &RunSpec, model: &ModelDescription) -> Vec<ShardPlan> {
     })
 }
 
+/// Returns the first sample of a shot's set.
+pub(super) fn first_sample(run: &Run, shot: u32) -> Result<u64, RunError> {
+    let set = u64::from((shot - 1) % prepared(run)?.data.sets.max(1));
+    Ok(set * run.spec().samples)
+}
+
 /// Sweeps the shards whose factors are not all stored yet. Scored blocks are swept over, not summed again.
 pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
     let shards = shards(run)?;
@@ -49,8 +55,7 @@ pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
     });
     run.pool().open_plan(run.id().as_str(), shot, count, |shard| done.contains_key(&shard));
     let checkpoint = run.history(|h| h.checkpoint(shot - 1));
-    let set = u64::from((shot - 1) % prepared(run)?.data.sets.max(1));
-    let set_starts = set * run.spec().samples;
+    let set_starts = first_sample(run, shot)?;
     let blocks: Vec<u32> =
         prepared(run)?.model.blocks.iter().map(|b| b.block).filter(|b| !scored.contains_key(b)).collect();
     let missing: Vec<(u32, &ShardPlan)> = (0..).zip(&shards).filter(|(n, _)| !done.contains_key(n)).collect();

@@ -63,9 +63,9 @@ fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u6
         }
     }
     Ok(model.groups().fold(model.dense, |size, group| {
-        let all = u64::from(group.units * group.together);
-        let left = checkpoint.layer(&group.layer).map_or(all, |s| s.kept.len() as u64);
-        size - group.freed_per_unit * (all - left)
+        let all = group.units * group.together;
+        let left = checkpoint.layer(&group.layer).map_or(all, |s| s.units_left(all));
+        size - group.freed_per_unit * u64::from(all - left)
     }))
 }
 

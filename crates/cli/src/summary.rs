@@ -10,7 +10,7 @@ use coordinator::event::{Evaluated, History};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
-use types::{Evaluation, FactorDamping, Shape, Sizes, Structure};
+use types::{CorrectionReport, Evaluation, FactorDamping, Shape, Sizes, Structure};
 
 /// The final object of `--json`, and what the table shows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -65,6 +65,10 @@ struct ShotSummary {
     sizes: Sizes,
     predicted: f64,
     predicted_other_shape: Option<f64>,
+    /// Rise of the held-out loss by the whole shot, its correction included, nats per token.
+    measured: Option<f64>,
+    /// The shot's low-rank correction.
+    correction: Option<CorrectionReport>,
     perplexity: Option<f64>,
     largest_damping: f64,
 }
@@ -120,7 +124,10 @@ impl Summary {
 fn shots(history: &History) -> Vec<ShotSummary> {
     let summary = |(shot, known): (&u32, &coordinator::event::ShotHistory)| {
         let (cut, committed) = (known.cut.as_ref()?, known.committed.as_ref()?);
+        let loss = |shot: u32| history.evaluations.get(&shot).map(|e| e.evaluation.loss);
         Some(ShotSummary {
+            measured: loss(*shot).zip(loss(shot - 1)).map(|(after, before)| after - before),
+            correction: known.corrected.as_ref().map(|c| c.report),
             shot: *shot,
             sizes: committed.sizes,
             predicted: committed.predicted,

@@ -52,6 +52,28 @@ pub fn prune_plain(output: &Path) -> Command {
     command
 }
 
+/// Returns the perplexity of a folder on the text and by the protocol of [`prune`].
+///
+/// # Panics
+/// When `eval` fails.
+pub fn perplexity(folder: &Path) -> f64 {
+    let mut eval = Command::new(binary());
+    eval.arg("eval").arg(folder).arg("--data").arg(root().join("testdata/text/heldout"));
+    eval.args(["--seq-len", "128", "--samples", "8", "--device", "cpu", "--threads", "1", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&expect(&mut eval, 0).stdout).unwrap_or_default();
+    find(&said, "perplexity").unwrap_or_else(|| panic!("eval tells no perplexity: {said}"))
+}
+
+/// Returns the first number under `key`, wherever it is.
+fn find(value: &serde_json::Value, key: &str) -> Option<f64> {
+    use serde_json::Value;
+    match value {
+        Value::Object(map) => map.get(key).and_then(Value::as_f64).or_else(|| map.values().find_map(|v| find(v, key))),
+        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
+        _ => None,
+    }
+}
+
 /// Runs a command and returns its output if it ended with `code`.
 ///
 /// # Panics

@@ -6,10 +6,10 @@
 //!     samples=32 segments=8 rank=8 rate=1e-3 every=0 remove=0 zeros=no dtype=f32 device=cpu seed=0
 //! ```
 //!
-//! `model` is best one that has lost something; for one that has not, `remove=20` takes away the 20 % of each MLP's channels
-//! whose columns of the consumer are smallest, with nothing to make up for them. `zeros=keep` lets weights that are zero stay
-//! zero, `zeros=no` lets them learn. Loss is checked on `segments` other segments as well: what a choice by held-out loss gains
-//! on the segments it was made on is worth less elsewhere.
+//! `model` is best one that has lost something; for one that has not, `remove=20` takes away the 20 % of each MLP's
+//! channels whose columns of the consumer are smallest, with nothing to make up for them. `zeros=keep` lets weights that
+//! are zero stay zero, `zeros=no` lets them learn. The loss is measured on as many other segments as well: what a choice
+//! by held-out loss gains on the segments it was made on is worth less elsewhere.
 
 // What a person runs may print.
 #![allow(clippy::print_stdout)]

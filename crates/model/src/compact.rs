@@ -64,8 +64,8 @@ impl Selection {
 /// How one tensor of a compact model is made.
 #[derive(Debug)]
 pub(crate) enum Recipe<'a> {
-    /// Rows of the base model's tensor: weights and biases of producers.
-    Rows(&'a Selection),
+    /// Rows of the base model's tensor, or of a new one of the same size: weights and biases of producers.
+    Rows(&'a Selection, Option<&'a Tensor>),
     /// Columns of the base model's tensor, or of the new weight.
     Columns(&'a Selection, Option<&'a Tensor>),
     /// A whole new tensor.
@@ -144,8 +144,11 @@ impl<'a> Compaction<'a> {
         let Some((_, selections)) = &self.widths else { return recipes };
         for (layers, block) in self.layers.iter().zip(selections) {
             let mut rows = |layer: &LayerId, selection| {
-                for part in ["weight", "bias"] {
-                    recipes.insert(format!("{layer}.{part}"), Recipe::Rows(selection));
+                let new = self.overlay.layers.get(layer);
+                let parts =
+                    [("weight", new.and_then(|n| n.weight.as_ref())), ("bias", new.and_then(|n| n.bias.as_ref()))];
+                for (part, new) in parts {
+                    recipes.insert(format!("{layer}.{part}"), Recipe::Rows(selection, new));
                 }
             };
             rows(&layers.q, &block.q);
@@ -170,6 +173,7 @@ impl Kept {
             Some(o) if o.kind == UnitKind::QueryHead => {
                 ((0..config.kv_heads).collect(), Some(kept(&layers.o, o, config.heads)?))
             }
+            Some(o) if o.kind == UnitKind::Whole => ((0..config.kv_heads).collect(), None),
             Some(o) => return Err(foreign(&layers.o, format!("cannot lose units of kind {}", o.kind))),
             None => ((0..config.kv_heads).collect::<Vec<_>>(), None),
         };
@@ -187,6 +191,7 @@ impl Kept {
         let consumer = layers.mlp.consumer();
         let channels = match overlay.layers.get(consumer) {
             Some(mlp) if mlp.kind == UnitKind::FfnChannel => kept(consumer, mlp, config.ffn)?,
+            Some(mlp) if mlp.kind == UnitKind::Whole => (0..config.ffn).collect(),
             Some(mlp) => return Err(foreign(consumer, format!("cannot lose units of kind {}", mlp.kind))),
             None => (0..config.ffn).collect(),
         };
@@ -243,7 +248,7 @@ impl Recipe<'_> {
     pub(crate) fn shape(&self, base: &[i64]) -> Vec<i64> {
         let mut shape = base.to_vec();
         match self {
-            Self::Rows(selection) => shape[0] = selection.length,
+            Self::Rows(selection, _) => shape[0] = selection.length,
             Self::Columns(selection, _) => shape[1] = selection.length,
             Self::New(_) | Self::Base => {}
         }
@@ -264,7 +269,8 @@ impl Recipe<'_> {
         match self {
             Self::Base => base(),
             Self::New(tensor) => new(tensor),
-            Self::Rows(selection) => selection.of(&base()?, 0),
+            Self::Rows(selection, None) => selection.of(&base()?, 0),
+            Self::Rows(selection, Some(tensor)) => selection.of(&new(tensor)?, 0),
             Self::Columns(selection, None) => selection.of(&base()?, 1),
             Self::Columns(selection, Some(tensor)) => selection.place(&new(tensor)?, 1),
         }

@@ -1,17 +1,17 @@
 //! Low-rank correction: a few gradient steps on the calibration samples win back part of what removal has cost.
 //!
 //! Beside every linear layer's weight W, [r, c], a product of rank l learns: W + (α / l) · B A with A, [l, c], and B,
-//! [r, l] (`LoRA`). A begins as Gaussian numbers of variance 1 / c, B as zero, so the model begins as it is. A step is one
-//! batch of samples: the loss is taken through the layer sweep of [`crate::sweep`], so memory does not grow with depth,
-//! and `AdamW` moves all A and B. At the end the products are absorbed into the weights: no layer is added.
+//! [r, l] (`LoRA`). A begins as Gaussian numbers of variance 1 / c, B as zero, so the model begins as it is. A step is
+//! one batch of samples: the loss is taken through the layer sweep of [`crate::sweep`], so memory does not grow with
+//! depth, and `AdamW` moves all A and B. At the end the products are absorbed into the weights: no layer is added.
 //!
 //! What was removed stays removed. Where a layer's removed weights are zeros, the product is zero there too, in every
 //! pass of the training as in what is absorbed; layers that are truly smaller need nothing.
 //!
-//! A correction can also do harm: a few samples are soon learnt by heart. With held-out segments, their loss is measured
-//! with the very weights that absorption would leave (rounded to the decoder's number format), before, every few steps
-//! and at the end; the best are kept, and if none is better than none at all, nothing is absorbed. As that is a choice
-//! made on these segments, a quality to be reported wants others.
+//! A correction can also do harm: a few samples are soon learnt by heart. With held-out segments, their loss is
+//! measured with the very weights that absorption would leave (rounded to the decoder's number format), before, every
+//! few steps and at the end; the best are kept, and if nothing is better than the start, nothing is absorbed. As that
+//! is a choice made on these segments, a quality to be reported wants others.
 //!
 //! Biases, norms, embedding and head are not corrected. Optimiser state does not outlive a run. Does not write files.
 
@@ -127,8 +127,13 @@ pub struct Corrected {
 }
 
 impl Corrected {
-    /// Returns the layers of `decoder` with their new weights, [r, c], one by one: in f32 (f64 for a decoder in f64), not
-    /// rounded, on its device; none if nothing is kept. Biases stay what they are. `decoder` is the one that was corrected, as it was then.
+    /// Returns the layers of `decoder` with their new weights, [r, c], one by one, none if nothing is kept: in f32 (f64
+    /// for a decoder in f64), not rounded, on its device. Biases stay what they are.
+    ///
+    /// `decoder` is the one that was corrected, as it was then.
+    ///
+    /// # Errors
+    /// An item is [`ModelError::Overlay`] for a layer that was not corrected.
     pub fn weights<'a>(
         &'a self,
         decoder: &'a Decoder,
@@ -153,8 +158,8 @@ impl Corrected {
     }
 }
 
-/// Returns which weights of `decoder` are not zero, bool [r, c], for each layer that has zeros: what `kept` of [`run`] is
-/// to be for structures that write zeros.
+/// Returns which weights of `decoder` are not zero, bool [r, c], for each layer that has zeros: what `kept` of [`run`]
+/// is to be for structures that write zeros.
 pub fn kept_where_not_zero(decoder: &Decoder) -> Result<BTreeMap<LayerId, Tensor>, ModelError> {
     let mut kept = BTreeMap::new();
     for layer in decoder.blocks.iter().flat_map(crate::Block::linears) {
@@ -173,10 +178,10 @@ pub fn kept_where_not_zero(decoder: &Decoder) -> Result<BTreeMap<LayerId, Tensor
 /// leaves some undone.
 ///
 /// # Errors
-/// [`ModelError::Shape`] for a rank, a number of steps or a batch of 0, and for samples or segments that are none or unequal;
-/// [`ModelError::Overlay`] for a `kept` that does not fit; [`ModelError::Stopped`] if `progress` breaks;
-/// [`ModelError::NotFinite`] if the model itself is at fault, or if the steps diverge and there are no held-out segments
-/// to fall back on.
+/// [`ModelError::Shape`] for a rank, a number of steps or a batch of 0, and for samples or segments that are none or
+/// unequal; [`ModelError::Overlay`] for a `kept` that does not fit; [`ModelError::Stopped`] if `progress` breaks;
+/// [`ModelError::NotFinite`] if the model itself is at fault, or if the steps diverge and there are no held-out
+/// segments to fall back on.
 pub fn run(
     decoder: &Decoder,
     samples: &[Vec<i64>],

@@ -8,6 +8,7 @@
 //! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
 //! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
 //! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
+//! runs/{run}/shots/{shot}/corrected                          its manifest after a correction
 //! ```
 
 use types::RunId;
@@ -65,6 +66,11 @@ pub fn all_weights(run: &RunId, number: u32) -> String {
 /// Returns the key of new weights by their digest.
 pub fn weights(run: &RunId, number: u32, blake3: &str) -> String {
     format!("{}/{blake3}", all_weights(run, number))
+}
+
+/// Returns the key of a shot's manifest after its correction.
+pub fn corrected(run: &RunId, number: u32) -> String {
+    format!("{}/corrected", shot(run, number))
 }
 
 /// Returns the key of a shot's manifest.

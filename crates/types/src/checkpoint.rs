@@ -19,7 +19,7 @@ pub struct ObjectRef {
 pub struct LayerState {
     /// The consumer layer (`coupled`) or the layer itself (`row-column`).
     pub layer: LayerId,
-    /// Kind of the units below; for `row-column`: `Column`, with the rows in `kept_rows`; for single weights `Element`, with
+    /// Kind of the units below; `Whole` when none of the layer's own went and only its weights changed; for `row-column`: `Column`, with the rows in `kept_rows`; for single weights `Element`, with
     /// neither.
     pub kind: UnitKind,
     /// Units that are left, rising, counted in the original model. Query heads: heads of the block, all groups.
@@ -29,8 +29,16 @@ pub struct LayerState {
     /// Weights that are zero because they were removed (`element`, `n:m`; otherwise 0).
     pub zeros: u64,
     /// The layer's weights, a safetensors file with `weight` and, if there is one, `bias`, in f32; `None` while unchanged.
-    /// `coupled`: compact `[R, columns that are left]`; all others: dense with zeros.
+    /// `coupled`: compact `[R, columns that are left]`; `Whole`: of full size, also where rows of units that are gone no
+    /// longer count; all others: dense with zeros.
     pub weights: Option<ObjectRef>,
+}
+
+impl LayerState {
+    /// Returns the units that are left of `all`.
+    pub fn units_left(&self, all: u32) -> u32 {
+        if self.kind == UnitKind::Whole { all } else { self.kept.len() as u32 }
+    }
 }
 
 /// The model after a shot, relative to the base model: its manifest, written last.

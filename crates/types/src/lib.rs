@@ -16,7 +16,7 @@ pub use checkpoint::{Checkpoint, LayerState, ObjectRef};
 pub use description::{BlockDescription, DataDescription, LayerDescription, ModelDescription, UnitGroup};
 pub use ids::{Generation, InvalidId, LayerId, RunId, WorkerId};
 pub use path::{CostHistogram, DampingStep, ElementCut, FactorDamping, LayerCut, PathStep, Precision, RemovalPath};
-pub use report::{Evaluation, KeptUnits, LayerReport, RunReport, ShotReport};
+pub use report::{CorrectionReport, Evaluation, KeptUnits, LayerReport, RunReport, ShotReport};
 pub use run_spec::{InvalidRunSpec, RunSpec, Violation};
 pub use size::{ParseTargetError, Sizes, Target, format_bytes, parse_bytes, parse_count};
 pub use structure::{

@@ -37,6 +37,19 @@ pub struct LayerReport {
     pub damping: FactorDamping,
 }
 
+/// One correction.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CorrectionReport {
+    /// Loss before it, nats per token, on calibration samples that no sweep sees.
+    pub loss_before: f64,
+    /// Loss of what was kept on the same.
+    pub loss_after: f64,
+    /// Steps done.
+    pub steps_done: u32,
+    /// Steps after which the loss was least and which were kept; 0 when none helped.
+    pub steps_kept: u32,
+}
+
 /// One shot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShotReport {
@@ -54,6 +67,9 @@ pub struct ShotReport {
     pub predicted: f64,
     /// What the other shape would have been predicted to cost (`uniform` against `per-layer`), where it applies.
     pub predicted_other_shape: Option<f64>,
+    /// The low-rank correction after it, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub correction: Option<CorrectionReport>,
     /// Loss on the held-out data after it, when there is such data.
     pub evaluation: Option<Evaluation>,
     /// Layer by layer.

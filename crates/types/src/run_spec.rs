@@ -47,6 +47,12 @@ pub struct RunSpec {
     pub shot_data: ShotData,
     /// What the factors of earlier shots count for in a shot, against its own: 0 for nothing, below 1.
     pub decay: f64,
+    /// Rank of the low-rank correction after each shot; 0 for none.
+    pub correct_rank: u32,
+    /// Its steps.
+    pub correct_steps: u32,
+    /// Its largest learning rate.
+    pub correct_rate: f64,
     /// Calibration samples of a shot.
     pub samples: u64,
     /// Tokens a sample.
@@ -113,6 +119,9 @@ impl RunSpec {
             schedule: Schedule::Linear,
             shot_data: ShotData::New,
             decay: 0.0,
+            correct_rank: 0,
+            correct_steps: 32,
+            correct_rate: 1e-3,
             samples: 128,
             seq_len: 512,
             eval_samples: 12,
@@ -171,6 +180,17 @@ impl RunSpec {
         for (field, lambda) in [("damping_a", self.damping_a), ("damping_g", self.damping_g)] {
             check((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
         }
+        check(self.correct_rank <= 4096, "correct_rank", format!("{} is above 4096", self.correct_rank));
+        check(
+            (1..=1_000_000).contains(&self.correct_steps),
+            "correct_steps",
+            format!("{} is outside 1 to 1,000,000", self.correct_steps),
+        );
+        check(
+            self.correct_rate > 0.0 && self.correct_rate <= 1.0 || self.correct_rank == 0 && self.correct_rate >= 0.0,
+            "correct_rate",
+            format!("{} is outside (0, 1]", self.correct_rate),
+        );
         check((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
         check(
             (1..=65_536).contains(&self.multiple_of),

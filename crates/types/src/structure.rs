@@ -94,6 +94,8 @@ choices! {
         Column = "column",
         /// One weight.
         Element = "element",
+        /// No unit: the layer is whole, only its weights are new.
+        Whole = "whole",
     }
 }
 

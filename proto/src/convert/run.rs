@@ -134,6 +134,7 @@ impl From<UnitKind> for v1::UnitKind {
             UnitKind::Row => Self::Row,
             UnitKind::Column => Self::Column,
             UnitKind::Element => Self::Element,
+            UnitKind::Whole => Self::Whole,
         }
     }
 }
@@ -184,6 +185,9 @@ impl From<RunSpec> for v1::RunSpec {
             schedule: v1::Schedule::from(value.schedule).into(),
             shot_data: v1::ShotData::from(value.shot_data).into(),
             decay: value.decay,
+            correct_rank: value.correct_rank,
+            correct_steps: value.correct_steps,
+            correct_rate: value.correct_rate,
             samples: value.samples,
             seq_len: value.seq_len,
             eval_samples: value.eval_samples,
@@ -279,6 +283,9 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
         schedule: schedule?,
         shot_data: shot_data?,
         decay: value.decay,
+        correct_rank: value.correct_rank,
+        correct_steps: value.correct_steps,
+        correct_rate: value.correct_rate,
         samples: value.samples,
         seq_len: value.seq_len,
         eval_samples: value.eval_samples,

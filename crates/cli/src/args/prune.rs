@@ -156,6 +156,17 @@ pub(crate) struct PruneArgs {
     /// Averages over the samples of several shots; what was seen before an earlier cut is slightly out of date.
     #[arg(long, value_name = "RHO", default_value_t = 0.0, help_heading = "Shots")]
     pub(crate) decay: f64,
+    /// Rank of a low-rank correction (adapters, absorbed) after each shot; 0 for none
+    ///
+    /// It trains on the shot's samples and is kept only if the loss falls on calibration samples set aside for that.
+    #[arg(long, value_name = "RANK", default_value_t = 0, help_heading = "Shots")]
+    pub(crate) correct_rank: u32,
+    /// Steps of each correction, of 4 samples each
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Shots")]
+    pub(crate) correct_steps: u32,
+    /// Largest learning rate of the correction
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, help_heading = "Shots")]
+    pub(crate) correct_rate: f64,
     /// Seed of the choice of samples and of sampled labels: the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Shots")]
     pub(crate) seed: u64,

@@ -48,6 +48,8 @@ pub(super) enum Phase {
     Curvature,
     /// New weights.
     Update,
+    /// Low-rank correction.
+    Correct,
     /// The final folder.
     Materialise,
 }
@@ -60,13 +62,15 @@ pub(super) struct Estimate {
     shot: u32,
     phase: Phase,
     began: f64,
-    lengths: [Option<f64>; 5],
+    /// Whether each shot is corrected.
+    pub(super) corrects: bool,
+    lengths: [Option<f64>; 6],
 }
 
 impl Estimate {
     /// Returns an estimate of a run that begins (or goes on) now.
     pub(super) fn new(shots: u32, evaluates: bool, now: f64) -> Self {
-        Self { shots, evaluates, shot: 0, phase: Phase::Prepare, began: now, lengths: [None; 5] }
+        Self { shots, evaluates, shot: 0, phase: Phase::Prepare, began: now, corrects: false, lengths: [None; 6] }
     }
 
     /// Notes where the run is. A phase that was entered and left is a length for the next of its kind.
@@ -87,17 +91,19 @@ impl Estimate {
             _ => self.length(Phase::Curvature).or_else(|| (self.shot >= self.shots).then_some(0.0))?,
         };
         let update = self.length(Phase::Update).unwrap_or(UPDATE_SHARE * curvature);
+        let correct = if self.corrects { self.length(Phase::Correct).unwrap_or(curvature) } else { 0.0 };
         let evaluate =
             if self.evaluates { self.length(Phase::Evaluate).unwrap_or(UPDATE_SHARE * curvature) } else { 0.0 };
         let materialise = self.length(Phase::Prepare).unwrap_or(0.0);
         let rest_of_shot = match self.phase {
-            Phase::Curvature => update + evaluate + materialise,
-            Phase::Update => evaluate + materialise,
+            Phase::Curvature => update + correct + evaluate + materialise,
+            Phase::Update => correct + evaluate + materialise,
+            Phase::Correct => evaluate + materialise,
             Phase::Prepare => self.lengths[Phase::Evaluate as usize].map_or(evaluate, |_| 0.0) + materialise,
             Phase::Evaluate => materialise,
             Phase::Materialise => 0.0,
         };
-        let more = f64::from(self.shots.saturating_sub(self.shot)) * (curvature + update + evaluate);
+        let more = f64::from(self.shots.saturating_sub(self.shot)) * (curvature + update + correct + evaluate);
         Some(present + rest_of_shot + more)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::text::{duration, grouped, percent, plural, short_count};
 use coordinator::event::{Event, History};
-use types::format_bytes;
+use types::{CorrectionReport, format_bytes};
 
 /// Returns the line for an event, if it is worth one. `history` has the event already; `seconds` passed since what it
 /// ends began.
@@ -65,6 +65,19 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
             format_bytes(sizes.bytes),
             duration(seconds)
         )),
+        Event::ShotCorrected(done) => {
+            let CorrectionReport { loss_before, loss_after, steps_done, steps_kept } = done.report;
+            let kept = match steps_kept {
+                0 => "not kept: it does not help".to_owned(),
+                kept => format!("loss {loss_before:.3} to {loss_after:.3} after {}", plural(kept.into(), "step")),
+            };
+            Some(format!(
+                "shot {}/{shots}: correction of {}, {kept}; took {}",
+                done.shot,
+                plural(steps_done.into(), "step"),
+                duration(done.seconds)
+            ))
+        }
         Event::Materialised(done) => Some(format!(
             "written and read back: {} ({}), logits differ by {:.1e} at most",
             done.output,

@@ -44,6 +44,7 @@ impl Tracker {
         self.history.apply(event.clone());
         self.finish_stages(event);
         match event {
+            Event::Created { spec } => self.estimate.corrects = spec.correct_rank > 0,
             Event::ShotOpened { .. } => self.shot_began = now,
             Event::Prepared(found) => {
                 let shards = self.history.spec.as_ref().map(|spec| coordinator::shard_plan(spec, &found.model).len());
@@ -97,6 +98,7 @@ impl Tracker {
             Event::ShardCalibrated(done) if last_shard(done.shot) => (done.shot, Stage::Calibrate),
             Event::CutChosen(cut) => (cut.shot, Stage::Allocate),
             Event::ShotCommitted { shot, .. } => (*shot, Stage::Update),
+            Event::ShotCorrected(done) => (done.shot, Stage::Correct),
             Event::Materialised(_) => (self.shots, Stage::Materialise),
             _ => return,
         };
@@ -109,6 +111,10 @@ impl Tracker {
         let history = &self.history;
         let Some(prepared) = &history.prepared else { return (0, Phase::Prepare) };
         let done = history.shots_done();
+        let corrects = history.spec.as_ref().is_some_and(|s| s.correct_rank > 0);
+        if corrects && history.shots.get(&done).is_some_and(|s| s.corrected.is_none()) {
+            return (done, Phase::Correct);
+        }
         if prepared.eval_data.is_some() && !history.evaluations.contains_key(&done) {
             return (done, Phase::Evaluate);
         }
@@ -128,6 +134,7 @@ fn name(stage: Stage) -> &'static str {
         Stage::Score => "score",
         Stage::Allocate => "allocate",
         Stage::Update => "update",
+        Stage::Correct => "correct",
         Stage::Evaluate => "evaluate",
         Stage::Materialise => "materialise",
     }

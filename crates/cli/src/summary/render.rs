@@ -81,19 +81,23 @@ impl Summary {
         table.row(["score", &duration(s.score), "mostly while earlier blocks were swept"]);
         table.row(["allocate", &duration(s.allocate)]);
         table.row(["update", &duration(s.update)]);
+        if s.correct > 0.0 {
+            table.row(["correct", &duration(s.correct), "low-rank correction"]);
+        }
         table.row(["evaluate", &duration(s.evaluate)]);
         table.row(["materialise", &duration(s.materialise)]);
         table
     }
 
     fn shot_table(&self) -> Table {
-        let mut table = Table::new(&[Align::Right; 5]);
-        table.row(["shot", "prunable left", "predicted rise", "perplexity", "largest damping"]);
+        let mut table = Table::new(&[Align::Right; 6]);
+        table.row(["shot", "prunable left", "predicted rise", "measured rise", "perplexity", "largest damping"]);
         for shot in &self.shots {
             table.row([
                 shot.shot.to_string(),
                 percent(shot.sizes.prunable, self.before.prunable),
                 format!("{:.4}", shot.predicted),
+                shot.measured.map_or_else(|| "-".to_owned(), |m| format!("{m:.4}")),
                 shot.perplexity.map_or_else(|| "-".to_owned(), |p| format!("{p:.3}")),
                 format!("{}", shot.largest_damping),
             ]);

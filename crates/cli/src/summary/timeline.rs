@@ -18,6 +18,8 @@ pub(crate) struct Timeline {
     pub(crate) allocate: f64,
     /// New weights: computing alone.
     pub(crate) update: f64,
+    /// Low-rank corrections.
+    pub(crate) correct: f64,
     /// Held-out loss.
     pub(crate) evaluate: f64,
     /// The final folder.
@@ -52,6 +54,7 @@ impl Timeline {
             Event::BlockRefined(block) => self.allocate += block.seconds,
             Event::CutChosen(_) => self.allocate += passed,
             Event::BlockUpdated(block) => self.update += block.seconds,
+            Event::ShotCorrected(done) => self.correct += done.seconds,
             Event::Materialised(written) => self.materialise += written.seconds,
             Event::Created { .. }
             | Event::TakenOver { .. }

@@ -31,7 +31,8 @@ impl AdamW {
         Ok(Self { mean_p: zeros()?, square_p: zeros()?, steps: 0, weight_decay })
     }
 
-    /// Moves `numbers_p` against the gradient: θ ← (1 − η λ) θ − η m̂ / (√v̂ + ε) with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ).
+    /// Moves `numbers_p` against the gradient: θ ← (1 − η λ) θ − η m̂ / (√v̂ + ε), where m̂ = m / (1 − β₁ᵗ) and
+    /// v̂ = v / (1 − β₂ᵗ) for the running means m and v.
     pub(super) fn step(&mut self, numbers_p: &mut Tensor, gradient_p: &Tensor, rate: f64) -> Result<(), ModelError> {
         self.steps += 1;
         let _ = self.mean_p.f_lerp_(gradient_p, 1.0 - BETA_1)?;

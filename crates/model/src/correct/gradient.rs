@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use tch::Tensor;
 use types::Fisher;
 
-/// Returns the mean loss of `samples`, in nats per token, and its gradient, [p], laid out as the numbers of `low_rank` are.
+/// Returns the mean loss of `samples`, in nats per token, and its gradient, [p], laid out as the numbers of `low_rank`.
 ///
 /// The passes run in the decoder's number format and with the loss summed over tokens, as curvature does; sums over
 /// micro-batches and the mean are taken in the format of `low_rank`.
@@ -101,8 +101,8 @@ mod tests {
         Decoder::load(&ModelFolder::open(&folder).unwrap(), &Overlay::default(), Kind::Double, Device::Cpu).unwrap()
     }
 
-    /// Sets weights of some layers to zero and returns what is kept: rows and columns in the first block, scattered weights
-    /// in the second.
+    /// Sets weights of some layers to zero and returns what is kept: rows and columns in the first block, scattered
+    /// weights in the second.
     fn remove(decoder: &mut Decoder) -> BTreeMap<LayerId, Tensor> {
         let mut kept = BTreeMap::new();
         for layer in decoder.blocks[..2].iter_mut().flat_map(crate::Block::linears_mut) {

@@ -1,7 +1,7 @@
 //! The products of low rank beside the weights, and the taps that lead a pass through them.
 //!
-//! All A and B lie in one tensor, so that optimiser, clipping and copies are one operation each. They are in f32 whatever
-//! the decoder is in (f64 beside f64). Does not learn.
+//! All A and B lie in one tensor, so that optimiser, clipping and copies are one operation each. They are in f32
+//! whatever the decoder is in (f64 beside f64). Does not learn.
 
 use super::{CorrectOptions, random};
 use crate::{Decoder, Linear, ModelError, Tap};
@@ -247,5 +247,28 @@ impl Tap for Absorbed<'_> {
 
     fn linear(&mut self, _: &Linear, _: &LayerId, _: &Tensor, y: Tensor) -> Tensor {
         y
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn whole_rows_and_columns_are_told_from_scattered_weights() {
+        let kept = |bits: [u8; 6]| {
+            let kept_rc = Tensor::from_slice(&bits).view([2, 3]).to_kind(Kind::Bool);
+            let weight = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)) * &kept_rc;
+            let layer = Linear { name: LayerId::new("fc1").unwrap(), weight, bias: None };
+            Kept::new(&layer, &kept_rc).unwrap()
+        };
+        assert!(matches!(kept([1, 1, 1, 1, 1, 1]), Kept::All));
+        for rows_and_columns in [[1, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0; 6]] {
+            assert!(matches!(kept(rows_and_columns), Kept::Cross { .. }), "{rows_and_columns:?}");
+        }
+        for scattered in [[1, 0, 1, 1, 1, 0], [1, 1, 1, 0, 1, 1]] {
+            assert!(matches!(kept(scattered), Kept::Each { .. }), "{scattered:?}");
+        }
     }
 }

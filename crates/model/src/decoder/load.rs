@@ -1,7 +1,8 @@
 //! Builds a decoder from a model folder and what pruning changed.
 //!
 //! Under `coupled`, a consumer's kept units decide which rows its producers keep: those are taken from the base model,
-//! never stored again. Under `row-column`, weights are replaced as they are.
+//! never stored again, unless a correction has changed them: then from its weights of full size. Under `row-column`,
+//! weights are replaced as they are.
 
 use super::{Attention, Block, Decoder, HeadNorms, Mlp, Norm};
 use crate::family::Family;
@@ -118,7 +119,12 @@ impl Loader<'_> {
     fn linear(&self, id: &LayerId, left: &Left) -> Result<Linear, ModelError> {
         let (weight_name, bias_name) = (format!("{id}.weight"), format!("{id}.bias"));
         let changed = self.overlay.layers.get(id);
+        let whole = changed.is_some_and(|c| c.kind == UnitKind::Whole);
         let weight = match changed.and_then(|c| c.weight.as_ref()) {
+            Some(weight) if whole => {
+                let shape = self.folder.shape(&weight_name).unwrap_or_default();
+                left.of_weight(&self.replaced(id, weight, &Left::default().shape(Some(shape)))?)?
+            }
             Some(weight) => self.replaced(id, weight, &left.shape(self.folder.shape(&weight_name)))?,
             None => left.of_weight(&self.tensor(&weight_name)?)?,
         };
@@ -159,7 +165,7 @@ impl Loader<'_> {
                 }
                 Ok(HeadsLeft { query: Some(query), kv: None })
             }
-            UnitKind::Row | UnitKind::Column | UnitKind::Element => Ok(HeadsLeft::default()),
+            UnitKind::Row | UnitKind::Column | UnitKind::Element | UnitKind::Whole => Ok(HeadsLeft::default()),
             UnitKind::FfnChannel => Err(fault(o, "is an attention layer, but FFN channels are said to be left")),
         }
     }
@@ -169,7 +175,7 @@ impl Loader<'_> {
         let Some(changed) = self.overlay.layers.get(consumer) else { return Ok(None) };
         match changed.kind {
             UnitKind::FfnChannel => kept(consumer, changed, self.config().ffn).map(Some),
-            UnitKind::Row | UnitKind::Column | UnitKind::Element => Ok(None),
+            UnitKind::Row | UnitKind::Column | UnitKind::Element | UnitKind::Whole => Ok(None),
             UnitKind::KvGroup | UnitKind::QueryHead => {
                 Err(fault(consumer, "is an MLP layer, but attention heads are said to be left"))
             }
@@ -182,7 +188,8 @@ impl Loader<'_> {
                 return Err(fault(id, "is changed, but the model has no such layer"));
             };
             let consumer = *id == layers.o || id == layers.mlp.consumer();
-            if !consumer && !matches!(changed.kind, UnitKind::Row | UnitKind::Column | UnitKind::Element) {
+            let whole = matches!(changed.kind, UnitKind::Row | UnitKind::Column | UnitKind::Element | UnitKind::Whole);
+            if !consumer && !whole {
                 return Err(fault(id, "is said to have kept units, but it is no consumer of units"));
             }
         }

@@ -73,7 +73,7 @@ fn totals(paths: &[LayerPath], side: Side) -> Result<Vec<Point>, PlanningError> 
 fn check_kind(path: &LayerPath) -> Result<(), PlanningError> {
     match path.kind {
         UnitKind::FfnChannel | UnitKind::KvGroup | UnitKind::QueryHead => Ok(()),
-        UnitKind::Row | UnitKind::Column | UnitKind::Element => {
+        UnitKind::Row | UnitKind::Column | UnitKind::Element | UnitKind::Whole => {
             Err(PlanningError::NoUniformShape { kind: path.kind, layer: path.layer.clone(), hint: "" })
         }
     }

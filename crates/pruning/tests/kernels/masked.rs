@@ -347,7 +347,7 @@ proptest! {
         prop_assert_eq!(found.w_rc.kind(), Kind::Float);
         prop_assert!(found.iterations < 100, "{} iterations", found.iterations);
         let excess = found.predicted / exact.predicted - 1.0;
-        prop_assert!((-1e-4..1e-3).contains(&excess), "{} iterations, {excess:e}", found.iterations);
+        prop_assert!((-1e-4..1e-2).contains(&excess), "{} iterations, {excess:e}", found.iterations);
     }
 }
 

@@ -91,20 +91,20 @@ impl Layer<'_> {
     /// Returns C = Gi[rows, rows] ∘ Ai[cols, cols] for positions within the group's rows.
     fn correlation(&self, group: &CorrelationGroup, within: &Tensor) -> Result<Tensor, PruningError> {
         let c = self.p.shape().1;
-        let rows = within.f_div_scalar_mode(c, "floor")?.f_add_scalar(group.rows.start)?;
-        let columns = within.f_remainder(c)?;
+        let (rows, columns) = (within.f_div_scalar_mode(c, "floor")?, within.f_remainder(c)?);
         // The identity's share is 1 where two weights have the same row (column).
         let same = |line: &Tensor| -> Result<Tensor, PruningError> {
             Ok(line.f_unsqueeze(1)?.f_eq_tensor(line)?.f_to_kind(self.p.w_rc.kind())?)
         };
-        let by_rows = match &self.gi_rr {
-            Some(gi) => block(gi, &rows, &rows)?,
+        let (first, count) = (group.rows.start, group.rows.end - group.rows.start);
+        let mut by_rows = match &self.gi_rr {
+            Some(gi) => block(&gi.f_narrow(0, first, count)?.f_narrow(1, first, count)?, &rows, &rows)?,
             None => same(&rows)?,
         };
         let by_columns = match &self.ai_cc {
             Some(ai) => block(ai, &columns, &columns)?,
             None => same(&columns)?,
         };
-        Ok(by_rows.f_mul(&by_columns)?)
+        Ok(by_rows.f_mul_(&by_columns)?)
     }
 }
