@@ -8,7 +8,7 @@ use model::tokens::{
 };
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay};
 use service::checkpoint::LayerBytes;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 use types::{DataDescription, Dtype, ModelDescription, RunId, RunSpec, ShotData};
 
@@ -77,9 +77,11 @@ impl Session {
 
     /// Checks everything that can be known before the work begins; returns what model and data are.
     pub(crate) fn prepare(&mut self, run: &RunId, spec: &RunSpec, output: Output) -> Result<Prepared, Error> {
-        let path = Path::new(&spec.output);
-        if output == Output::New && path.symlink_metadata().is_ok() {
-            return Err(ModelError::OutputExists { path: path.to_owned() }.into());
+        let outputs = spec.waypoints.iter().map(|w| spec.output_at(*w)).chain([spec.output.clone()]);
+        if let Some(path) = outputs.map(PathBuf::from).find(|path| path.symlink_metadata().is_ok())
+            && output == Output::New
+        {
+            return Err(ModelError::OutputExists { path }.into());
         }
         let folder = ModelFolder::open(Path::new(&spec.model))?;
         folder.config().check_length(spec.seq_len as i64)?;

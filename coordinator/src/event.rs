@@ -226,6 +226,8 @@ pub struct ShotCorrected {
 /// The final folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Materialised {
+    /// After which shot.
+    pub shot: u32,
     /// The folder.
     pub output: String,
     /// Digest over its files.
@@ -267,8 +269,8 @@ pub struct History {
     pub evaluations: BTreeMap<u32, Evaluated>,
     /// Shots by number.
     pub shots: BTreeMap<u32, ShotHistory>,
-    /// The final folder.
-    pub materialised: Option<Materialised>,
+    /// Folders that have their names, by shot.
+    pub materialised: BTreeMap<u32, Materialised>,
     /// The end, if it came.
     pub ending: Option<Ending>,
 }
@@ -342,11 +344,18 @@ impl History {
                 let shot = c.shot;
                 self.shots.entry(shot).or_default().corrected = Some(c);
             }
-            Event::Materialised(m) => self.materialised = Some(m),
+            Event::Materialised(m) => {
+                self.materialised.insert(m.shot, m);
+            }
             Event::Succeeded => self.ending = Some(Ending::Succeeded),
             Event::Failed { code, reason } => self.ending = Some(Ending::Failed { code, reason }),
             Event::Cancelled => self.ending = Some(Ending::Cancelled),
         }
+    }
+
+    /// Returns the final folder, if it has its name.
+    pub fn written(&self) -> Option<&Materialised> {
+        self.materialised.get(&self.spec.as_ref()?.shots)
     }
 
     /// Returns the last committed shot; 0 for none.

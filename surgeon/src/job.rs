@@ -51,6 +51,8 @@ pub(crate) enum Work {
         checkpoint: Option<String>,
         /// Content of `pruning_report.json`.
         report_json: String,
+        /// Folder to write.
+        output: String,
     },
 }
 
@@ -96,9 +98,11 @@ impl TryFrom<v1::Task> for Job {
                 scores: UPDATE.text("scores", scores, proto::convert::MAX_TEXT)?,
                 cuts: UPDATE.list("cuts", cuts, proto::convert::MAX_LAYERS)?,
             },
-            Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json }) => {
-                Work::Materialise { checkpoint: present(checkpoint), report_json }
-            }
+            Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json, output }) => Work::Materialise {
+                checkpoint: present(checkpoint),
+                report_json,
+                output: TASK.short("output", output, proto::convert::MAX_TEXT)?,
+            },
             Wire::Prepare(_) | Wire::Calibrate(_) | Wire::Correct(_) | Wire::Evaluate(_) => {
                 return Err(TASK.bad("work", "is a calibrator's, this is a surgeon"));
             }

@@ -17,7 +17,7 @@ use proto::v1::complete_task_request::Result as TaskResult;
 use score::{ScoreBatch, ScoreTask};
 use service::{ComputeHandle, Lease, Leased, Store, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
@@ -80,8 +80,8 @@ impl Handler {
             Work::Update { block, scores, cuts } => {
                 self.update(&shot, job.spec, (block, scores, cuts), lease).await.map(TaskResult::Update)
             }
-            Work::Materialise { checkpoint, report_json } => {
-                self.materialise(job.spec, checkpoint, report_json).await.map(TaskResult::Materialise)
+            Work::Materialise { checkpoint, report_json, output } => {
+                self.materialise(job.spec, checkpoint, (report_json, output)).await.map(TaskResult::Materialise)
             }
             Work::Score(_) => Err(Error::Bug("a block came to be scored alone".into())),
         }
@@ -103,11 +103,11 @@ impl Handler {
         &self,
         spec: RunSpec,
         manifest: Option<String>,
-        report_json: String,
+        (report_json, output): (String, String),
     ) -> Result<v1::MaterialiseResult, Error> {
         let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
         let changed = checkpoint::layers(&self.store, checkpoint.layers).await?;
-        let output = spec.output.clone();
+        let path = PathBuf::from(&output);
         let written = self
             .on_bench(move |bench| {
                 // The written tensors are compared on the CPU, wherever the rest was computed.
@@ -115,7 +115,7 @@ impl Handler {
                 let folder = bench.folder(&spec)?;
                 let options = WriteOptions { multiple_of: spec.multiple_of, shard_bytes: WriteOptions::SHARD_BYTES };
                 let ids = check_ids(folder.config().vocab, folder.config().max_positions);
-                Ok(huggingface::write(folder, &overlay, options, &report_json, Path::new(&spec.output), &ids)?)
+                Ok(huggingface::write(folder, &overlay, options, &report_json, &path, &ids)?)
             })
             .await?;
         tracing::info!(bytes = written.bytes, logit_difference = written.logit_difference, "model written");

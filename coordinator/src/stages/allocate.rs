@@ -1,5 +1,6 @@
 //! Stage 3, the only barrier: the paths of all layers become one cut per layer.
 
+use super::finish::waypoint;
 use super::{check_damping, elements, invalid, load_json, prepared, units_left};
 use crate::error::RunError;
 use crate::event::{CutChosen, Event};
@@ -58,21 +59,22 @@ fn solve(run: &Run, shape: Shape, layers: &[LayerPath<'_>], to_free: u64) -> Res
 /// Returns the paths with what a cut of them must respect.
 fn layer_paths<'a>(run: &Run, shot: u32, paths: &'a [RemovalPath]) -> Result<Vec<LayerPath<'a>>, RunError> {
     let model = prepared(run)?.model;
+    let written = shot == run.spec().shots || waypoint(run, shot)?.is_some();
     let group = |path: &RemovalPath| model.groups().find(|g| g.layer == path.layer).cloned();
     Ok(paths
         .iter()
         .map(|path| match group(path) {
-            Some(group) => unit_path(run, shot, path, &group),
+            Some(group) => unit_path(run, (shot, written), path, &group),
             None => row_column_path(path),
         })
         .collect())
 }
 
-fn unit_path<'a>(run: &Run, shot: u32, path: &'a RemovalPath, group: &UnitGroup) -> LayerPath<'a> {
+fn unit_path<'a>(run: &Run, (shot, written): (u32, bool), path: &'a RemovalPath, group: &UnitGroup) -> LayerPath<'a> {
     let spec = run.spec();
     let left = units_left(run, shot - 1, group);
-    // Widths are rounded in the last shot only: between shots nothing needs to load anywhere.
-    let rounded = group.kind == UnitKind::FfnChannel && shot == spec.shots;
+    // Widths are rounded only where a model is written: between shots nothing needs to load anywhere.
+    let rounded = group.kind == UnitKind::FfnChannel && written;
     let longest = left.saturating_sub(group.must_keep(spec.multiple_of)) as usize;
     LayerPath {
         layer: &path.layer,

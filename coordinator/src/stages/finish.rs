@@ -8,7 +8,7 @@ use crate::run::Run;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
-use types::Evaluation;
+use types::{Evaluation, Target};
 
 /// Measures the held-out loss after `shot` (0: the dense model), if there is held-out data.
 pub(crate) async fn evaluate(run: &Run, shot: u32) -> Result<(), RunError> {
@@ -38,20 +38,23 @@ pub(crate) async fn evaluate(run: &Run, shot: u32) -> Result<(), RunError> {
     .await
 }
 
-/// Has the final folder written and proved to load.
-pub(crate) async fn materialise(run: &Run) -> Result<(), RunError> {
-    if run.history(|h| h.materialised.is_some()) {
+/// Has the folder for the size after `shot` written and proved to load, if one is wanted: the output after the last shot.
+pub(crate) async fn materialise(run: &Run, shot: u32) -> Result<(), RunError> {
+    let spec = run.spec();
+    let output = if shot == spec.shots { Some(spec.output.clone()) } else { waypoint(run, shot)? };
+    let Some(output) = output else { return Ok(()) };
+    if run.history(|h| h.materialised.contains_key(&shot)) {
         return Ok(());
     }
-    let shots = run.spec().shots;
     let report = run.history(|h| report::build(run.id(), run.spec(), h));
     let report = report.ok_or_else(|| invalid("journal", "a report was asked for before the run was prepared"))?;
     let report_json = serde_json::to_string_pretty(&report).map_err(|e| invalid("report", e.to_string()))?;
-    let checkpoint = run.history(|h| h.checkpoint(shots));
-    let work = Work::Materialise(v1::MaterialiseTask { checkpoint, report_json });
-    run.perform(shots, v1::WorkerRole::Surgeon, work, |result, seconds| {
+    let checkpoint = run.history(|h| h.checkpoint(shot));
+    let work = Work::Materialise(v1::MaterialiseTask { checkpoint, report_json, output });
+    run.perform(shot, v1::WorkerRole::Surgeon, work, |result, seconds| {
         let TaskResult::Materialise(r) = result else { return Err(wrong_result("materialise")) };
         Ok(Event::Materialised(Materialised {
+            shot,
             output: r.output,
             blake3: r.blake3,
             bytes: r.bytes,
@@ -60,4 +63,13 @@ pub(crate) async fn materialise(run: &Run) -> Result<(), RunError> {
         }))
     })
     .await
+}
+
+/// Returns the folder of the waypoint that `shot` ends at, if it does.
+pub(super) fn waypoint(run: &Run, shot: u32) -> Result<Option<String>, RunError> {
+    let spec = run.spec();
+    let dense = prepared(run)?.model.dense;
+    let limit = run.history(|h| h.shots.get(&shot).map(|s| s.limit));
+    let ends = |w: &&f64| Some(Target::Size(**w).limit(&dense)) == limit;
+    Ok(spec.waypoints.iter().find(ends).map(|w| spec.output_at(*w)))
 }

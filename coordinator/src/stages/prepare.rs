@@ -12,7 +12,7 @@ use types::{Sizes, Target, format_bytes};
 
 /// Has a calibrator describe model and data; when the run goes on, makes sure that they are what they were.
 pub(crate) async fn prepare(run: &Run) -> Result<(), RunError> {
-    if run.history(|h| h.materialised.is_some()) {
+    if run.history(|h| h.written().is_some()) {
         return Ok(());
     }
     let before = run.history(|h| h.prepared.clone());
@@ -35,8 +35,10 @@ pub(crate) async fn open(run: &Run, shot: u32) -> Result<(), RunError> {
     }
     let dense = prepared(run)?.model.dense;
     let spec = run.spec();
-    let limits =
-        schedule::limits(dense.measured_by(&spec.target), spec.target.limit(&dense), spec.shots, spec.schedule);
+    let waypoints: Vec<u64> = spec.waypoints.iter().map(|w| Target::Size(*w).limit(&dense)).collect();
+    let (whole, target) = (dense.measured_by(&spec.target), spec.target.limit(&dense));
+    let limits = schedule::limits_through(whole, &waypoints, target, spec.shots, spec.schedule)
+        .map_err(|source| RunError::Cut { shot, source })?;
     let limit = usize::try_from(shot - 1).ok().and_then(|i| limits.get(i).copied());
     let limit = limit.ok_or_else(|| invalid("schedule", format!("it has no shot {shot}")))?;
     run.record(Event::ShotOpened { shot, limit }).await

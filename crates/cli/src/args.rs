@@ -76,6 +76,11 @@ pub(crate) struct TargetArgs {
     /// Prunable are the weights of the decoder's linear layers; embeddings, norms and biases are not counted.
     #[arg(long = "target-size", value_name = "FRACTION", help_heading = "Target (exactly one)")]
     size: Option<f64>,
+    /// Several fractions, e.g. 0.9,0.8,0.7: one run to the smallest, a model written at each
+    ///
+    /// The smallest goes to --out, the others to folders beside it: OUT-0.9, OUT-0.8. Takes at least a shot each.
+    #[arg(long = "targets", value_name = "FRACTIONS", value_delimiter = ',', help_heading = "Target (exactly one)")]
+    sizes: Vec<f64>,
     /// All parameters to keep at most, e.g. 110M or 1.5B
     ///
     /// Embeddings, norms and biases included, tied weights once.
@@ -89,9 +94,23 @@ pub(crate) struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// Returns the sizes at which a model is written on the way.
+    pub(crate) fn waypoints(&self) -> Vec<f64> {
+        let mut sizes = self.falling();
+        sizes.pop();
+        sizes
+    }
+
+    fn falling(&self) -> Vec<f64> {
+        let mut sizes = self.sizes.clone();
+        sizes.sort_by(|x, y| y.total_cmp(x));
+        sizes
+    }
+
     /// Returns the target, if one was given.
     pub(crate) fn target(&self) -> Option<Target> {
-        let size = self.size.map(Target::Size);
+        let smallest = self.falling().last().copied();
+        let size = self.size.or(smallest).map(Target::Size);
         let parameters = self.params.map(Target::Parameters);
         size.or(parameters).or(self.bytes.map(Target::Bytes))
     }

@@ -53,9 +53,22 @@ pub(crate) struct Summary {
     output_bytes: u64,
     output_blake3: String,
     logit_difference: f64,
+    /// Models written at larger sizes on the way.
+    on_the_way: Vec<Written>,
     state: String,
     /// A command that measures the folder with another program.
     lm_eval: String,
+}
+
+/// A model written on the way.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Written {
+    shot: u32,
+    output: String,
+    output_blake3: String,
+    output_bytes: u64,
+    sizes: Sizes,
+    perplexity: Option<f64>,
 }
 
 /// One shot.
@@ -83,7 +96,7 @@ impl Summary {
         state: &Path,
     ) -> Option<Self> {
         let (spec, prepared) = (history.spec.as_ref()?, history.prepared.as_ref()?);
-        let written = history.materialised.as_ref()?;
+        let written = history.written()?;
         let last = history.shots_done();
         let (dense, pruned) = (history.evaluations.get(&0), history.evaluations.get(&last));
         let shots = shots(history);
@@ -115,10 +128,24 @@ impl Summary {
             output_bytes: written.bytes,
             output_blake3: written.blake3.clone(),
             logit_difference: written.logit_difference,
+            on_the_way: on_the_way(history, written.shot),
             state: state.display().to_string(),
             lm_eval: lm_eval(&written.output),
         })
     }
+}
+
+fn on_the_way(history: &History, last: u32) -> Vec<Written> {
+    let larger = history.materialised.values().filter(|m| m.shot != last);
+    let written = larger.map(|m| Written {
+        shot: m.shot,
+        output: m.output.clone(),
+        output_blake3: m.blake3.clone(),
+        output_bytes: m.bytes,
+        sizes: history.sizes(m.shot).unwrap_or_default(),
+        perplexity: history.evaluations.get(&m.shot).map(|e| e.evaluation.perplexity),
+    });
+    written.collect()
 }
 
 fn shots(history: &History) -> Vec<ShotSummary> {

@@ -32,7 +32,7 @@ impl Side {
     }
 
     /// Returns how messages call this side of a layer.
-    fn of(self, layer: &str) -> String {
+    pub(crate) fn of(self, layer: &str) -> String {
         format!("{} of {layer}", self.symbol())
     }
 }
@@ -79,7 +79,8 @@ impl BlockFactors {
             if sum_cc.size()[0] != c {
                 return Err(shape_error(side, layer, vec![-1, sum_cc.size()[0]], size));
             }
-            add_gram(sum_cc, &x_nc.f_to_kind(sum_cc.kind())?)
+            let x_nc = x_nc.f_to_kind(sum_cc.kind())?;
+            add_product(sum_cc, &x_nc, &x_nc)
         })
     }
 
@@ -197,15 +198,7 @@ impl BlockFactors {
         tch::no_grad(|| {
             let name = side.of(layer);
             let Some(sum) = self.sums(side).get(layer) else { return Err(CurvatureError::Unknown { name }) };
-            if self.tokens == 0 {
-                return Err(CurvatureError::NoTokens { name });
-            }
-            let mut lower = sum.f_tril(0)?;
-            let _ = lower.f_div_scalar_(self.tokens as f64)?;
-            if !is_finite(&lower)? {
-                return Err(CurvatureError::NotFinite { name });
-            }
-            Ok(lower.f_add(&lower.f_tril(-1)?.f_tr()?)?)
+            mean(name, sum, self.tokens)
         })
     }
 
@@ -229,16 +222,29 @@ impl BlockFactors {
     }
 }
 
-/// Adds XᵀX to the lower block triangle of `sum_cc`, panel by panel, in place.
-fn add_gram(sum_cc: &mut Tensor, x_nc: &Tensor) -> Result<(), CurvatureError> {
+/// Adds XᵀY, which must be symmetric, to the lower block triangle of `sum_cc`, panel by panel, in place.
+pub(crate) fn add_product(sum_cc: &mut Tensor, x_nc: &Tensor, y_nc: &Tensor) -> Result<(), CurvatureError> {
     let c = sum_cc.size()[0];
     for start in (0..c).step_by(PANEL as usize) {
         let rows = PANEL.min(c - start);
         let mut panel = sum_cc.f_narrow(0, start, rows)?.f_narrow(1, 0, start + rows)?;
         let left = x_nc.f_narrow(1, start, rows)?.f_tr()?;
-        let _ = panel.f_addmm_(&left, &x_nc.f_narrow(1, 0, start + rows)?)?;
+        let _ = panel.f_addmm_(&left, &y_nc.f_narrow(1, 0, start + rows)?)?;
     }
     Ok(())
+}
+
+/// Returns the mean over tokens, symmetric, of a sum whose lower triangle counts.
+pub(crate) fn mean(name: String, sum_cc: &Tensor, tokens: u64) -> Result<Tensor, CurvatureError> {
+    if tokens == 0 {
+        return Err(CurvatureError::NoTokens { name });
+    }
+    let mut lower = sum_cc.f_tril(0)?;
+    let _ = lower.f_div_scalar_(tokens as f64)?;
+    if !is_finite(&lower)? {
+        return Err(CurvatureError::NotFinite { name });
+    }
+    Ok(lower.f_add(&lower.f_tril(-1)?.f_tr()?)?)
 }
 
 fn shape_error(side: Side, layer: &str, expected: Vec<i64>, actual: Vec<i64>) -> CurvatureError {

@@ -44,10 +44,17 @@ pub fn prune(output: &Path) -> Command {
 
 /// Returns the same without target and held-out data.
 pub fn prune_plain(output: &Path) -> Command {
+    let mut command = prune_to(output);
+    command.args(["--shots", "2"]);
+    command
+}
+
+/// Returns the same without a number of shots.
+pub fn prune_to(output: &Path) -> Command {
     let mut command = Command::new(binary());
     command.arg("prune").arg(glassllm()).arg("--data").arg(root().join("testdata/text/calibration"));
     command.arg("--out").arg(output);
-    command.args(["--shots", "2", "--samples", "24", "--seq-len", "128"]);
+    command.args(["--samples", "24", "--seq-len", "128"]);
     command.args(["--multiple-of", "1", "--device", "cpu", "--threads", "1"]).env("RUST_BACKTRACE", "0");
     command
 }

@@ -77,6 +77,30 @@ fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
 }
 
 #[test]
+fn one_run_writes_a_model_at_each_target() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let text = e2e::root().join("testdata/text/heldout").display().to_string();
+    let options = ["--targets", "0.7,0.9,0.8", "--shots", "3", "--eval-data", &text, "--eval-samples", "8"];
+    let mut command = e2e::prune_to(&output);
+    let said = parse(command.args(options));
+    let share = |sizes: &Value| sizes["prunable"].as_f64().unwrap() / said["before"]["prunable"].as_f64().unwrap();
+    let on_the_way = said["on_the_way"].as_array().unwrap();
+    assert_eq!(on_the_way.len(), 2);
+    for (written, size) in on_the_way.iter().zip([0.9, 0.8]) {
+        let folder = temp.path().join(format!("pruned-{size}"));
+        assert_eq!(written["output"].as_str(), folder.to_str());
+        let left = share(&written["sizes"]);
+        assert!(left <= size && left > size - 0.02, "{size}: {left}");
+        let (said, again) = (written["perplexity"].as_f64().unwrap(), e2e::perplexity(&folder));
+        assert!((again / said - 1.0).abs() < 1e-4, "{size}: summary {said}, eval {again}");
+    }
+    assert!(share(&said["after"]) <= 0.7);
+    let again = e2e::expect(e2e::prune_to(&output).args(options), 0); // finished before: nothing is written anew
+    assert!(String::from_utf8(again.stderr).unwrap().contains("was finished before"));
+}
+
+#[test]
 fn equal_runs_give_equal_bytes() {
     let temp = tempfile::tempdir().unwrap();
     let output = temp.path().join("pruned");

@@ -13,6 +13,14 @@ pub enum PlanningError {
         /// What all paths free when cut as late as allowed.
         available: u64,
     },
+    /// More sizes to be met than shots.
+    #[error("{sizes} sizes need at least as many shots, there are {shots}")]
+    TooFewShots {
+        /// Sizes, the target included.
+        sizes: usize,
+        /// Shots.
+        shots: u32,
+    },
     /// Blocks that should keep equal widths begin with different ones.
     #[error(
         "a uniform shape needs the same {kind} units in every block, but '{layer}' differs from '{reference}' in {what}"

@@ -1,5 +1,6 @@
 //! How the size goes down over the shots. Does not know what is removed.
 
+use crate::PlanningError;
 use types::Schedule;
 
 /// Returns the largest allowed size after each shot, in the target's measure.
@@ -29,6 +30,44 @@ pub fn limits(dense: u64, target: u64, shots: u32, schedule: Schedule) -> Vec<u6
         .collect()
 }
 
+/// Returns the same with sizes on the way that must be met exactly: `waypoints` fall between `dense` and `target`.
+///
+/// Each stretch between two of them gets at least one shot, the others where most is left to do a shot: by weights removed
+/// (linear) or by the logarithm of the ratio (geometric).
+///
+/// # Errors
+/// [`PlanningError::TooFewShots`] when there are more stretches than shots.
+pub fn limits_through(
+    dense: u64,
+    waypoints: &[u64],
+    target: u64,
+    shots: u32,
+    schedule: Schedule,
+) -> Result<Vec<u64>, PlanningError> {
+    let ends: Vec<u64> = waypoints.iter().copied().chain([target]).collect();
+    if ends.len() > shots as usize {
+        return Err(PlanningError::TooFewShots { sizes: ends.len(), shots });
+    }
+    let starts = [dense].into_iter().chain(waypoints.iter().copied());
+    let stretches: Vec<(u64, u64)> = starts.zip(ends).collect();
+    let length = |(from, to): (u64, u64)| match schedule {
+        Schedule::Linear => from.saturating_sub(to) as f64,
+        Schedule::Geometric => (from.max(1) as f64 / to.max(1) as f64).ln(),
+    };
+    let mut given = vec![1_u32; stretches.len()];
+    for _ in stretches.len()..shots as usize {
+        let share = |n: usize| length(stretches[n]) / f64::from(given[n]);
+        let mut longest = 0;
+        for n in 1..stretches.len() {
+            if share(n) > share(longest) {
+                longest = n;
+            }
+        }
+        given[longest] += 1;
+    }
+    Ok(stretches.iter().zip(given).flat_map(|((from, to), shots)| limits(*from, *to, shots, schedule)).collect())
+}
+
 fn linear(dense: u64, removed: u64, shot: u32, shots: u32) -> u64 {
     dense - (u128::from(removed) * u128::from(shot) / u128::from(shots)) as u64
 }
@@ -52,7 +91,31 @@ mod tests {
         assert_eq!(limits(u64::MAX, 1, 2, Schedule::Linear), [u64::MAX - (u64::MAX - 1) / 2, 1]);
     }
 
+    #[test]
+    fn more_sizes_than_shots_are_refused() {
+        assert_eq!(limits_through(100, &[90, 80], 70, 3, Schedule::Linear), Ok(vec![90, 80, 70]));
+        assert_eq!(limits_through(100, &[90], 50, 4, Schedule::Linear), Ok(vec![90, 77, 64, 50]));
+        assert!(limits_through(100, &[90, 80], 70, 2, Schedule::Linear).is_err());
+    }
+
     proptest! {
+        #[test]
+        fn every_size_on_the_way_is_met(
+            sizes in prop::collection::btree_set(1_u64..1 << 40, 2..8),
+            more in 0_u32..20,
+            schedule in prop::sample::select(Schedule::ALL.to_vec()),
+        ) {
+            let sizes: Vec<u64> = sizes.into_iter().rev().collect();
+            let (dense, target) = (sizes[0], sizes[sizes.len() - 1]);
+            let waypoints = &sizes[1..sizes.len() - 1];
+            let shots = sizes.len() as u32 - 1 + more;
+            let limits = limits_through(dense, waypoints, target, shots, schedule).unwrap();
+            prop_assert_eq!(limits.len(), shots as usize);
+            prop_assert!(limits.is_sorted_by(|x, y| x >= y));
+            prop_assert!(sizes[1..].iter().all(|size| limits.contains(size)));
+            prop_assert_eq!(limits.last(), Some(&target));
+        }
+
         #[test]
         fn sizes_fall_and_end_at_the_target(
             (dense, target) in prop_oneof![(1_u64..50, 0_u64..60), (1_u64..1 << 45, 0_u64..1 << 45)],

@@ -21,6 +21,8 @@ pub struct RunSpec {
     pub output: String,
     /// The size to reach.
     pub target: Target,
+    /// Larger sizes at which a model is written as well, falling, in the target's kind of size; fractions only.
+    pub waypoints: Vec<f64>,
     /// What is removed.
     pub structure: Structure,
     /// The pattern of [`Structure::NofM`]; `None` for all others.
@@ -106,6 +108,7 @@ impl RunSpec {
             text_column: "text".into(),
             output: output.into(),
             target,
+            waypoints: vec![],
             structure: Structure::Coupled,
             pattern: None,
             attention_unit: AttentionUnit::KvGroup,
@@ -137,96 +140,99 @@ impl RunSpec {
         }
     }
 
+    /// Returns the folder for the model of a waypoint: beside the output, named after the size.
+    pub fn output_at(&self, waypoint: f64) -> String {
+        format!("{}-{waypoint}", self.output)
+    }
+
     /// Returns the spec if every field is in range and the combination makes sense, otherwise all faults.
     pub fn validated(self) -> Result<Self, InvalidRunSpec> {
-        let mut violations = Vec::new();
-        let mut check = |ok: bool, field: &str, problem: String| {
-            if !ok {
-                violations.push(Violation { field: field.to_owned(), problem });
-            }
+        let mut faults = Faults::default();
+        self.check_sizes(&mut faults);
+        self.check_ranges(&mut faults);
+        self.check_choices(&mut faults);
+        if faults.0.is_empty() { Ok(self) } else { Err(InvalidRunSpec { violations: faults.0 }) }
+    }
+
+    fn check_sizes(&self, faults: &mut Faults) {
+        faults.unless(!self.model.is_empty(), "model", "name a model folder");
+        faults.unless(!self.data.is_empty(), "data", "name at least one calibration file or folder");
+        faults.unless(!self.output.is_empty(), "output", "name the folder to write");
+        faults.unless(!self.text_column.is_empty(), "text_column", "must not be empty");
+        let size = match self.target {
+            Target::Size(size) => Some(size),
+            Target::Parameters(_) | Target::Bytes(_) => None,
         };
-        check(!self.model.is_empty(), "model", "name a model folder".into());
-        check(!self.data.is_empty(), "data", "name at least one calibration file or folder".into());
-        check(!self.output.is_empty(), "output", "name the folder to write".into());
-        check(!self.text_column.is_empty(), "text_column", "must not be empty".into());
         match self.target {
-            Target::Size(f) => check(
-                f > 0.0 && f <= 1.0,
-                "target",
-                format!("target size {f} is outside (0, 1]; 0.8 keeps 80 % of the prunable weights"),
-            ),
-            Target::Parameters(n) => check(n > 0, "target", "target parameters must be above 0".into()),
-            Target::Bytes(n) => check(n > 0, "target", "target bytes must be above 0".into()),
+            Target::Size(f) => {
+                let problem = format!("target size {f} is outside (0, 1]; 0.8 keeps 80 % of the prunable weights");
+                faults.unless(f > 0.0 && f <= 1.0, "target", problem);
+            }
+            Target::Parameters(n) => faults.unless(n > 0, "target", "target parameters must be above 0"),
+            Target::Bytes(n) => faults.unless(n > 0, "target", "target bytes must be above 0"),
         }
-        check(
-            !self.structure.keeps_shapes() || matches!(self.target, Target::Size(_)),
-            "target",
-            format!(
-                "{} writes dense tensors with zeros, so parameters and bytes stay the same; give a target size",
-                self.structure
-            ),
-        );
-        check((1..=1000).contains(&self.shots), "shots", format!("{} is outside 1 to 1000", self.shots));
-        check(
-            (1..=10_000_000).contains(&self.samples),
-            "samples",
-            format!("{} is outside 1 to 10,000,000", self.samples),
-        );
-        check(
-            (2..=1_048_576).contains(&self.seq_len),
-            "seq_len",
-            format!("{} is outside 2 to 1,048,576", self.seq_len),
-        );
-        for (field, lambda) in [("damping_a", self.damping_a), ("damping_g", self.damping_g)] {
-            check((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
-        }
-        check(self.correct_rank <= 4096, "correct_rank", format!("{} is above 4096", self.correct_rank));
-        check(
-            (1..=1_000_000).contains(&self.correct_steps),
-            "correct_steps",
-            format!("{} is outside 1 to 1,000,000", self.correct_steps),
-        );
-        check(
-            self.correct_rate > 0.0 && self.correct_rate <= 1.0 || self.correct_rank == 0 && self.correct_rate >= 0.0,
-            "correct_rate",
-            format!("{} is outside (0, 1]", self.correct_rate),
-        );
-        check((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
-        check(
-            (1..=65_536).contains(&self.multiple_of),
-            "multiple_of",
-            format!("{} is outside 1 to 65,536", self.multiple_of),
-        );
-        check(self.memory >= 1 << 20, "memory", format!("{} bytes is less than 1 MiB", self.memory));
-        check(
-            !self.structure.keeps_shapes() || self.shape == Shape::PerLayer,
-            "shape",
-            format!("{} has no uniform shape; it keeps the tensors' shapes and sets weights to zero", self.structure),
-        );
-        check(
-            self.pattern.is_some() == (self.structure == Structure::NofM),
-            "pattern",
-            "structure n:m takes a pattern such as 2:4, the others none".into(),
-        );
-        if let (Some(pattern), Target::Size(size)) = (self.pattern, self.target) {
+        let dense = "writes dense tensors with zeros, so parameters and bytes stay the same; give a target size";
+        let shrinks = !self.structure.keeps_shapes();
+        faults.unless(shrinks || size.is_some(), "target", format!("{} {dense}", self.structure));
+        if let (Some(pattern), Some(size)) = (self.pattern, size) {
             let least = f64::from(pattern.n) / f64::from(pattern.m);
-            check(
-                size >= least,
-                "target",
-                format!("{pattern} leaves at least {least} of the weights; ask for that or more"),
-            );
+            let problem = format!("{pattern} leaves at least {least} of the weights; ask for that or more");
+            faults.unless(size >= least, "target", problem);
         }
-        check(
-            self.structure.is_masked() || !matches!(self.update, Update::Grouped | Update::TwoSided),
-            "update",
-            format!("{} is for single weights (element and n:m); take correlated, independent or none", self.update),
-        );
-        check(
-            (1..=65_536).contains(&self.max_correlate),
-            "max_correlate",
-            format!("{} is outside 1 to 65,536", self.max_correlate),
-        );
-        if violations.is_empty() { Ok(self) } else { Err(InvalidRunSpec { violations }) }
+        if !self.waypoints.is_empty() {
+            let falling = self.waypoints.iter().chain(&size).is_sorted_by(|x, y| x > y);
+            let fractions = size.is_some() && self.waypoints.iter().all(|w| *w < 1.0);
+            let problem = "sizes must be fractions below 1 that fall down to the target size";
+            faults.unless(falling && fractions, "waypoints", problem);
+            let sizes = self.waypoints.len() + 1;
+            faults.unless(sizes <= self.shots as usize, "shots", format!("{sizes} sizes need at least as many shots"));
+        }
+    }
+
+    fn check_ranges(&self, faults: &mut Faults) {
+        faults.within("shots", self.shots.into(), 1, 1000);
+        faults.within("samples", self.samples, 1, 10_000_000);
+        faults.within("seq_len", self.seq_len, 2, 1_048_576);
+        for (field, lambda) in [("damping_a", self.damping_a), ("damping_g", self.damping_g)] {
+            faults.unless((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
+        }
+        faults.unless((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
+        faults.within("correct_rank", self.correct_rank.into(), 0, 4096);
+        faults.within("correct_steps", self.correct_steps.into(), 1, 1_000_000);
+        let rate = self.correct_rate;
+        let usable = rate > 0.0 || self.correct_rank == 0;
+        faults.unless(usable && (0.0..=1.0).contains(&rate), "correct_rate", format!("{rate} is outside (0, 1]"));
+        faults.within("max_correlate", self.max_correlate.into(), 1, 65_536);
+        faults.within("multiple_of", self.multiple_of.into(), 1, 65_536);
+        faults.unless(self.memory >= 1 << 20, "memory", format!("{} bytes is less than 1 MiB", self.memory));
+    }
+
+    fn check_choices(&self, faults: &mut Faults) {
+        let (structure, update) = (self.structure, self.update);
+        let problem =
+            format!("{structure} has no uniform shape; it keeps the tensors' shapes and sets weights to zero");
+        faults.unless(!structure.keeps_shapes() || self.shape == Shape::PerLayer, "shape", problem);
+        let fits = self.pattern.is_some() == (structure == Structure::NofM);
+        faults.unless(fits, "pattern", "structure n:m takes a pattern such as 2:4, the others none");
+        let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
+        let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
+        faults.unless(known, "update", problem);
+    }
+}
+
+/// What is wrong with a spec so far.
+#[derive(Default)]
+struct Faults(Vec<Violation>);
+
+impl Faults {
+    fn unless(&mut self, fine: bool, field: &str, problem: impl Into<String>) {
+        if !fine {
+            self.0.push(Violation { field: field.to_owned(), problem: problem.into() });
+        }
+    }
+
+    fn within(&mut self, field: &str, value: u64, least: u64, most: u64) {
+        self.unless((least..=most).contains(&value), field, format!("{value} is outside {least} to {most}"));
     }
 }
 
@@ -245,6 +251,13 @@ mod tests {
         let fields: Vec<_> =
             bad.validated().map_err(|e| e.violations.into_iter().map(|v| v.field).collect::<Vec<_>>()).unwrap_err();
         assert_eq!(fields, ["target", "shots", "damping_a"]);
+        let refused = |spec: RunSpec| spec.validated().map_err(|e| e.violations[0].field.clone()).unwrap_err();
+        assert_eq!(refused(RunSpec { structure: Structure::NofM, shape: Shape::PerLayer, ..good() }), "pattern");
+        assert_eq!(refused(RunSpec { update: Update::Grouped, ..good() }), "update");
+        assert_eq!(refused(RunSpec { waypoints: vec![0.7], ..good() }), "waypoints");
+        assert_eq!(refused(RunSpec { waypoints: vec![0.9, 0.85], shots: 2, ..good() }), "shots");
+        let half = RunSpec { shape: Shape::PerLayer, structure: Structure::NofM, ..good() };
+        assert_eq!(refused(RunSpec { pattern: Pattern::new(7, 8).ok(), ..half }), "target");
     }
 
     #[test]

@@ -7,6 +7,9 @@ use types::{
     Sizes, Structure, Target, UnitKind, Update,
 };
 
+/// Most sizes of a run besides its target.
+const MAX_WAYPOINTS: usize = 1000;
+
 /// Returns the resource name of a run.
 pub fn run_name(run: &RunId) -> String {
     format!("runs/{run}")
@@ -172,6 +175,7 @@ impl From<RunSpec> for v1::RunSpec {
             text_column: value.text_column,
             output: value.output,
             target: Some(target),
+            waypoints: value.waypoints,
             structure: v1::Structure::from(value.structure).into(),
             pattern: value.pattern.map(|p| v1::Pattern { n: p.n, m: p.m }),
             attention_unit: v1::AttentionUnit::from(value.attention_unit).into(),
@@ -241,6 +245,8 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
     let eval_data = note(faults, paths(fields, "eval_data", value.eval_data));
     let text_column = note(faults, fields.short("text_column", value.text_column, MAX_TEXT));
     let output = note(faults, fields.short("output", value.output, MAX_TEXT));
+    let waypoints = fields.at_most("waypoints", value.waypoints.len(), MAX_WAYPOINTS, "sizes");
+    let waypoints = note(faults, waypoints.map(|()| value.waypoints));
     let target = note(faults, fields.required("target", value.target));
     let structure = note(faults, fields.choice::<v1::Structure, _>("structure", value.structure, Structure::ALL));
     let pattern = value.pattern.map(|p| Pattern::new(p.n, p.m).map_err(|e| fields.bad("pattern", e.to_string())));
@@ -270,6 +276,7 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
             v1::run_spec::Target::TargetParameters(count) => Target::Parameters(count),
             v1::run_spec::Target::TargetBytes(bytes) => Target::Bytes(bytes),
         },
+        waypoints: waypoints?,
         structure: structure?,
         pattern: pattern?,
         attention_unit: attention_unit?,

@@ -21,6 +21,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         text_column: args.text_column.clone(),
         output: absolute("--out", &args.out)?,
         target,
+        waypoints: args.target.waypoints(),
         structure: args.structure.structure,
         pattern: args.structure.pattern,
         attention_unit: args.heads,

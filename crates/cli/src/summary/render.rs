@@ -136,6 +136,10 @@ impl Summary {
     fn places(&self) -> Table {
         let mut table = Table::new(&[Align::Left, Align::Left]);
         table.row(["output", &format!("{} (the folder has {})", self.output, format_bytes(self.output_bytes))]);
+        for written in &self.on_the_way {
+            let left = percent(written.sizes.prunable, self.before.prunable);
+            table.row(["also", &format!("{} ({left} of the prunable weights left)", written.output)]);
+        }
         table.row(["state", &format!("{} (may be removed)", self.state)]);
         table.row(["check", &self.lm_eval]);
         table

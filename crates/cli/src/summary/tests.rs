@@ -109,6 +109,7 @@ fn journal() -> Vec<Event> {
         },
         evaluated(1, 25.0),
         Event::Materialised(Materialised {
+            shot: 1,
             output: "/out dir/small".into(),
             blake3: "b".repeat(64),
             bytes: 5300,

@@ -117,44 +117,33 @@ fn dense_copy(problem: &LayerProblem) -> LayerProblem {
     }
 }
 
-/// The two-sided sweep weight by weight, in row-major order.
+/// The two-sided sweep weight by weight, in row-major order, with the root of Gi ⊗ Ai.
 fn swept(problem: &LayerProblem, positions: &[i64]) -> Tensor {
     let (r, c) = problem.w_rc.size2().unwrap();
     let root = |m: &Option<Tensor>, n: i64| match m {
-        Some(m) => Tensor::linalg_inv(&m.to_device(Device::Cpu)).linalg_cholesky(true).contiguous(),
+        Some(m) => Tensor::linalg_inv(&m.to_device(Device::Cpu)).linalg_cholesky(true),
         None => Tensor::eye(n, (Kind::Double, Device::Cpu)),
     };
-    let root = root(&problem.g_rr, r).kron(&root(&problem.a_cc, c));
-    let mut w = problem.w_rc.to_device(Device::Cpu).copy().view([-1]);
-    for &i in positions {
-        w = &w - root.get(i) * (w.get(i) / root.get(i).get(i));
+    let (ug, ua) = (root(&problem.g_rr, r), root(&problem.a_cc, c));
+    let mut w = problem.w_rc.to_device(Device::Cpu).copy();
+    for (row, column) in positions.iter().map(|i| (i / c, i % c)) {
+        let line = ug.get(row).outer(&ua.get(column));
+        let step = w.double_value(&[row, column]) / line.double_value(&[row, column]);
+        w -= line * step;
     }
-    w.index_fill(0, &Tensor::from_slice(positions), 0.0).view([r, c])
+    w.view([-1]).index_fill(0, &Tensor::from_slice(positions), 0.0).view([r, c])
 }
 
 #[test]
 fn the_two_sided_sweep_is_obs_with_what_was_passed_held() {
     for device in devices() {
         for factors in ALL_FACTORS {
-            // The second is larger than a tile on both sides.
+            // The second has several tiles on both sides.
             for (r, c, bias) in [(4, 6, true), (70, 131, false)] {
-                let problem = if r == 4 {
-                    problem(r, c, bias, factors, 41, device)
-                } else {
-                    // The sweep weight by weight needs a dense root: keep one side small.
-                    let rows = problem(r, 2, bias, factors, 41, device);
-                    let columns = problem(2, c, bias, factors, 43, device);
-                    for problem in [rows, columns] {
-                        let (removed, positions) = mask(&problem, 0.5, 5);
-                        let found = masked_update(&problem, &removed, MaskedUpdate::TwoSided).unwrap();
-                        assert!(max_difference(&found.w_rc, &swept(&problem, &positions)) < 1e-9, "{factors:?}");
-                    }
-                    continue;
-                };
+                let problem = problem(r, c, bias, factors, 41, device);
                 let (removed, positions) = mask(&problem, 0.5, 5);
                 let found = masked_update(&problem, &removed, MaskedUpdate::TwoSided).unwrap();
                 assert!(max_difference(&found.w_rc, &swept(&problem, &positions)) < 1e-9, "{factors:?}");
-                assert!(close(found.predicted, loss(&problem, &found.w_rc)));
             }
         }
     }
