@@ -4,7 +4,7 @@
 Every row is one `llm-surgeon prune` on the same data, seed and machine. The table goes to standard output and to
 docs/quality.md. Rows that are done are kept in a folder and not done again, so the command can be stopped.
 
-    make quality-table            all rows (about 20 minutes on 2 quiet cores)
+    make quality-table            all rows (about 40 minutes on 2 quiet cores)
     scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'per-layer'
 """
 
@@ -18,31 +18,35 @@ import sys
 
 COMMON = "--samples 32 --seq-len 512 --eval-samples 12 --multiple-of 2 --seed 0"
 
-# (name of the row, size, options)
+# (name of the row, sizes that one run writes a model at, options)
 ROWS = [
-    ("uniform, one shot", 0.9, "--shots 1 --shape uniform"),
-    ("uniform, one shot", 0.8, "--shots 1 --shape uniform"),
-    ("per-layer, one shot", 0.9, "--shots 1 --shape per-layer"),
-    ("per-layer, one shot", 0.8, "--shots 1 --shape per-layer"),
-    ("per-layer, one shot", 0.7, "--shots 1 --shape per-layer"),
-    ("per-layer, 4 shots", 0.7, "--shots 4 --shape per-layer"),
-    ("per-layer, one shot, no update", 0.8, "--shots 1 --shape per-layer --update none"),
-    ("per-layer, magnitude", 0.8, "--shots 1 --shape per-layer --curvature identity --update none"),
+    ("uniform, one shot", [0.9], "--shots 1 --shape uniform"),
+    ("uniform, one shot", [0.8], "--shots 1 --shape uniform"),
+    ("per-layer, one shot", [0.9], "--shots 1 --shape per-layer"),
+    ("per-layer, one shot", [0.8], "--shots 1 --shape per-layer"),
+    ("per-layer, one shot", [0.7], "--shots 1 --shape per-layer"),
+    ("per-layer, 4 shots, running curvature", [0.9, 0.8, 0.7], "--shots 4 --shape per-layer --decay 1"),
+    ("per-layer, one shot, no update", [0.8], "--shots 1 --shape per-layer --update none"),
+    ("per-layer, magnitude", [0.8], "--shots 1 --shape per-layer --curvature identity --update none"),
+    ("single weights, one shot", [0.5], "--shots 1 --structure element"),
+    ("2:4, one shot", [0.5], "--shots 1 --structure 2:4"),
 ]
-SIZES = [0.9, 0.8, 0.7]
+SIZES = [0.9, 0.8, 0.7, 0.5]
 
 
-def prune(binary, cache, work, size, options):
+def prune(binary, cache, work, sizes, options):
     """Returns the summary of one run, from `work` if it was done before."""
     model = cache / "models" / "SmolLM2-135M-Instruct"
     text = cache / "sotu"
-    arguments = f"--target-size {size} {options} {COMMON}".split()
+    target = f"--target-size {sizes[0]}" if len(sizes) == 1 else f"--targets {','.join(map(str, sizes))}"
+    arguments = f"{target} {options} {COMMON}".split()
     kept = work / (hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:16] + ".json")
     if kept.exists():
         return json.loads(kept.read_text())
     out = work / "out"
     state = work / "out.state"
-    for left_over in (out, state):
+    outputs = [out, state, *(work / f"out-{size}" for size in sizes)]
+    for left_over in outputs:
         shutil.rmtree(left_over, ignore_errors=True)
     command = [binary, "prune", model, "--data", text / "calibration", "--eval-data", text / "heldout"]
     command += ["--out", out, "--state", state, "--json", *arguments]
@@ -52,32 +56,32 @@ def prune(binary, cache, work, size, options):
         sys.exit(f"llm-surgeon prune {' '.join(arguments)} ended with {run.returncode}")
     summary = json.loads(run.stdout.splitlines()[-1])
     kept.write_text(json.dumps(summary))
-    for done in (out, state):
+    for done in outputs:
         shutil.rmtree(done, ignore_errors=True)
     return summary
 
 
-def render(results):
+def measured(summary, sizes):
+    """Returns (size, perplexity, share of the prunable weights left) of each model that a run wrote."""
+    share = lambda of: of["prunable"] / summary["before"]["prunable"]
+    way = [(w["perplexity"], share(w["sizes"])) for w in summary["on_the_way"]]
+    return zip(sizes, [*way, (summary["evaluation_after"]["perplexity"], share(summary["after"]))])
+
+
+def render(before, results):
     """Returns the table: one line a method, one column a size."""
-    first = next(iter(results.values()))
-    before = first["evaluation_before"]
     lines = ["| method | " + " | ".join(f"{size:.0%} of the prunable weights" for size in SIZES) + " |"]
     lines.append("|---" * (len(SIZES) + 1) + "|")
     for name in dict.fromkeys(name for name, _ in results):
         cells = []
         for size in SIZES:
-            summary = results.get((name, size))
-            if summary is None:
-                cells.append("")
-                continue
-            after = summary["evaluation_after"]["perplexity"]
-            left = summary["after"]["prunable"] / summary["before"]["prunable"]
-            cells.append(f"× {after / before['perplexity']:.3f} ({left:.1%} left)")
+            perplexity, left = results.get((name, size), (None, None))
+            cells.append(perplexity and f"× {perplexity / before['perplexity']:.3f} ({left:.1%} left)" or "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     data = before["data"]
     lines += [
         "",
-        f"SmolLM2-135M-Instruct, `coupled`, {COMMON.replace('--', '')}; held-out perplexity of the dense model "
+        f"SmolLM2-135M-Instruct, {COMMON.replace('--', '')}; held-out perplexity of the dense model "
         f"{before['perplexity']:.3f} ({before['segments']} of {before['segments_in_data']} segments of {before['seq_len']} "
         f"tokens, {before['dtype']}, data {data['digest'][:12]}, tokenizer {data['tokenizer_digest'][:12]}, no BOS). "
         "Made by `make quality-table`.",
@@ -97,13 +101,15 @@ def main():
     work = work / digest  # another program, other figures
     work.mkdir(exist_ok=True)
     results = {}
-    for name, size, row in ROWS:
-        if options.rows in name:
-            results[(name, size)] = prune(options.binary, options.cache, work, size, row)
-    table = render(results)
+    page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
+    for name, sizes, row in ROWS:
+        if options.rows not in name:
+            continue
+        summary = prune(options.binary, options.cache, work, sizes, row)
+        results.update({(name, size): found for size, found in measured(summary, sizes)})
+        table = render(summary["evaluation_before"], results)
     print(table)
     if not options.rows:
-        page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
         page.write_text("# Quality\n\nHeld-out perplexity relative to the dense model, by size and method.\n\n" + table)
 
 

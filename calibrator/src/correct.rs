@@ -6,12 +6,12 @@
 use crate::error::Error;
 use crate::session::Data;
 use bytes::Bytes;
-use model::correct::{self, CorrectOptions, CorrectReport};
+use model::correct::{self, CorrectOptions, CorrectReport, Zeros};
 use model::{Decoder, ModelError, ModelFolder, tensor_file};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
-use types::{BlockDescription, LayerId, LayerState, RunSpec, UnitKind};
+use types::{BlockDescription, LayerId, LayerState, RunSpec, Structure, UnitKind};
 
 /// Passes through the held-out segments of the correction.
 const CHECKS: u32 = 4;
@@ -52,7 +52,11 @@ pub(crate) fn correct(
         check_every: spec.correct_steps.div_ceil(CHECKS),
         ..CorrectOptions::default()
     };
-    let kept = if spec.structure.keeps_shapes() { correct::kept_where_not_zero(decoder)? } else { BTreeMap::new() };
+    let kept = match spec.structure {
+        Structure::Coupled => BTreeMap::new(),
+        Structure::RowColumn => correct::kept(decoder, Zeros::RowsAndColumns)?,
+        Structure::Element | Structure::NofM => correct::kept(decoder, Zeros::Weights)?,
+    };
     let check = (!data.check.is_empty()).then_some(data.check.as_slice());
     let found = correct::run(decoder, samples, check, &kept, &options, progress)?;
     let mut layers = Vec::new();

@@ -69,6 +69,15 @@ pub(crate) fn sweep(
         found: data.samples.ids.len(),
     })?;
     let options = options(spec, task, decoder);
+    // Every draw of labels is a sample of its own: with its own number, so with its own labels.
+    let draws = spec.fisher_samples as usize;
+    let repeated: Vec<Vec<i64>>;
+    let samples = if draws == 1 {
+        samples
+    } else {
+        repeated = samples.iter().flat_map(|sample| std::iter::repeat_n(sample.clone(), draws)).collect();
+        &repeated
+    };
     let tokens = samples.iter().map(|s| s.len() as u64).sum();
     let cancelled = control.cancelled;
     let mut collector = Collector {
@@ -111,7 +120,7 @@ fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions 
         boundary_kind: kind(spec.boundary_dtype),
         fisher: spec.fisher,
         seed: spec.seed,
-        first_sample: task.first_sample as u64,
+        first_sample: task.first_sample as u64 * u64::from(spec.fisher_samples),
         curvature: curvature.collect(),
         head_chunk: (HEAD_BYTES / 4 / decoder.config.vocab.max(1)).clamp(16, 4096) as usize,
     }

@@ -34,7 +34,8 @@ pub fn shard_plan(spec: &RunSpec, model: &ModelDescription) -> Vec<ShardPlan> {
         attention: widest(|l| l.columns.min(l.rows)),
         dtype_bytes: spec.dtype.bytes(),
         boundary_bytes: spec.boundary_dtype.bytes(),
-        memory: spec.memory,
+        // Boundary states of every draw are kept at once.
+        memory: spec.memory / u64::from(spec.fisher_samples),
         max_batch_tokens: MAX_BATCH_TOKENS,
     })
 }

@@ -31,6 +31,14 @@ impl Side {
         }
     }
 
+    /// Returns the other side.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Input => Self::Gradient,
+            Self::Gradient => Self::Input,
+        }
+    }
+
     /// Returns how messages call this side of a layer.
     pub(crate) fn of(self, layer: &str) -> String {
         format!("{} of {layer}", self.symbol())

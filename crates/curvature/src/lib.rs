@@ -1,4 +1,5 @@
-//! Curvature of the loss landscape: Kronecker factors as mergeable sums, damping, and Cholesky-based solves.
+//! Curvature of the loss landscape: Kronecker factors as mergeable sums, Kronecker sums by power iteration, damping, and
+//! Cholesky-based solves.
 //!
 //! # The convention
 //!
@@ -26,8 +27,12 @@ mod damping;
 mod error;
 mod factors;
 mod inverse;
+mod kronecker_sum;
 
 pub use damping::{Damping, Factorised, LAMBDA_LIMIT, factorise};
 pub use error::CurvatureError;
 pub use factors::{BlockFactors, Side};
 pub use inverse::{inverse, is_finite, solve, solve_right, try_cholesky};
+pub use kronecker_sum::{
+    CommonBasis, HalfStep, KroneckerSum, KroneckerTerm, PowerIteration, PowerOptions, common_basis,
+};

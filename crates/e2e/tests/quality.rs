@@ -63,7 +63,7 @@ fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
         ("uniform", &["--shape", "uniform"]),
         ("per-layer", &["--shape", "per-layer", "--scoring", "independent", "--schedule", "geometric"]),
         ("query-heads", &["--heads", "query-head", "--shape", "per-layer"]),
-        ("keep-heads", &["--heads", "keep", "--fisher", "sampled"]),
+        ("keep-heads", &["--heads", "keep", "--fisher", "sampled", "--fisher-samples", "2"]),
         ("row-column", &["--structure", "row-column"]),
         ("paper", &["--structure", "row-column", "--scoring", "independent", "--boundary-dtype", "bf16"]),
     ];

@@ -7,14 +7,15 @@
 //! ```
 //!
 //! `model` is best one that has lost something; for one that has not, `remove=20` takes away the 20 % of each MLP's
-//! channels whose columns of the consumer are smallest, with nothing to make up for them. `zeros=keep` lets weights that
-//! are zero stay zero, `zeros=no` lets them learn. The loss is measured on as many other segments as well: what a choice
-//! by held-out loss gains on the segments it was made on is worth less elsewhere.
+//! channels whose columns of the consumer are smallest, with nothing to make up for them. `zeros=weights` lets
+//! weights that are zero stay zero, `zeros=rows-columns` whole rows and columns of them, `zeros=no` lets all learn. The
+//! loss is measured on as many other segments as well: what a choice by held-out loss gains on the segments it was made
+//! on is worth less elsewhere.
 
 // What a person runs may print.
 #![allow(clippy::print_stdout)]
 
-use model::correct::{self, CorrectOptions};
+use model::correct::{self, CorrectOptions, Zeros};
 use model::device::DeviceChoice;
 use model::tokens::{DataOptions, Draw, Tokenizer, pack_samples, read_documents, segments};
 use model::{Decoder, Linear, Mlp, ModelFolder, Overlay, perplexity};
@@ -137,9 +138,10 @@ fn main() -> Result<()> {
         ..defaults
     };
     let kept = match settings.text("zeros", "no") {
-        "keep" => correct::kept_where_not_zero(&decoder)?,
+        "rows-columns" => correct::kept(&decoder, Zeros::RowsAndColumns)?,
+        "weights" => correct::kept(&decoder, Zeros::Weights)?,
         "no" => BTreeMap::<_, Tensor>::new(),
-        other => return Err(format!("unknown zeros '{other}', expected keep or no").into()),
+        other => return Err(format!("unknown zeros '{other}', expected rows-columns, weights or no").into()),
     };
     let mut go_on = |_, _| ControlFlow::Continue(());
     let others =

@@ -158,12 +158,24 @@ impl Corrected {
     }
 }
 
-/// Returns which weights of `decoder` are not zero, bool [r, c], for each layer that has zeros: what `kept` of [`run`]
-/// is to be for structures that write zeros.
-pub fn kept_where_not_zero(decoder: &Decoder) -> Result<BTreeMap<LayerId, Tensor>, ModelError> {
+/// Which zeros of a weight are removals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeros {
+    /// Rows and columns that are zero all along.
+    RowsAndColumns,
+    /// Every one: also the few that most models are born with, which then stay zero too.
+    Weights,
+}
+
+/// Returns what is not removed, bool [r, c], of each layer of `decoder` that has lost something to zeros: what `kept` of
+/// [`run`] is to be for structures that write them.
+pub fn kept(decoder: &Decoder, zeros: Zeros) -> Result<BTreeMap<LayerId, Tensor>, ModelError> {
     let mut kept = BTreeMap::new();
     for layer in decoder.blocks.iter().flat_map(crate::Block::linears) {
-        let kept_rc = layer.weight.f_ne(0.0)?;
+        let mut kept_rc = layer.weight.f_ne(0.0)?;
+        if zeros == Zeros::RowsAndColumns {
+            kept_rc = kept_rc.f_any_dim(1, true)?.f_logical_and(&kept_rc.f_any_dim(0, true)?)?;
+        }
         if kept_rc.f_all()?.f_int64_value(&[])? == 0 {
             kept.insert(layer.name.clone(), kept_rc);
         }
@@ -173,7 +185,8 @@ pub fn kept_where_not_zero(decoder: &Decoder) -> Result<BTreeMap<LayerId, Tensor
 
 /// Corrects `decoder` on `samples`, all of equal length, and returns what is to be absorbed.
 ///
-/// `kept`: for layers whose removed weights are zeros, what is not removed, bool [r, c]; see [`kept_where_not_zero`].
+/// `kept`: for layers whose removed weights are zeros, what is not removed, bool [r, c]; see [`kept()`].
+/// Whole rows and columns cost nothing; scattered weights cost the gradient of the whole weight.
 /// `progress` gets passes of a micro-batch through a block or the head, done and in all, as they are done; an early end
 /// leaves some undone.
 ///

@@ -6,7 +6,7 @@
 #[path = "common/random.rs"]
 mod random;
 
-use model::correct::{self, CorrectEnd, CorrectOptions, Corrected};
+use model::correct::{self, CorrectEnd, CorrectOptions, Corrected, Zeros};
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, perplexity};
 use random::Llama;
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ fn go_on(_: u64, _: u64) -> ControlFlow<()> {
 }
 
 fn run(decoder: &Decoder, held_out: Option<&[Vec<i64>]>, options: &CorrectOptions) -> Result<Corrected, ModelError> {
-    let kept = correct::kept_where_not_zero(decoder).unwrap();
+    let kept = correct::kept(decoder, Zeros::Weights).unwrap();
     correct::run(decoder, &samples(decoder.config.vocab, 8, 16), held_out, &kept, options, &mut go_on)
 }
 
@@ -122,10 +122,12 @@ fn removed_weights_stay_exactly_zero_and_others_learn() {
                 _ => {}
             }
         }
-        let (old, kept) = (weights(&decoder), correct::kept_where_not_zero(&decoder).unwrap());
+        let (old, kept) = (weights(&decoder), correct::kept(&decoder, Zeros::Weights).unwrap());
         assert!(kept.len() * 3 >= old.len() * 2 - 2 && kept.len() < old.len());
         let corrected = run(&decoder, None, &options()).unwrap();
         assert!(corrected.report.kept && corrected.report.loss_after.is_none());
+        let whole = correct::kept(&decoder, Zeros::RowsAndColumns).unwrap();
+        assert!(whole.len() < kept.len() && whole.iter().all(|(name, whole_rc)| whole_rc.equal(&kept[name])));
         for (name, w_rc) in new_weights(&corrected, &decoder) {
             let changed_rc = w_rc.ne_tensor(&old[&name].to_kind(w_rc.kind()));
             let kept_rc = kept.get(&name).map_or(changed_rc.ones_like(), Tensor::shallow_clone);

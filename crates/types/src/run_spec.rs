@@ -41,6 +41,8 @@ pub struct RunSpec {
     pub curvature: Curvature,
     /// Whose labels.
     pub fisher: Fisher,
+    /// Label draws for each calibration token under [`Fisher::Sampled`]; otherwise 1.
+    pub fisher_samples: u32,
     /// Rounds of curvature, costs, cut and update.
     pub shots: u32,
     /// How the size goes down over them.
@@ -118,6 +120,7 @@ impl RunSpec {
             max_correlate: 2000,
             curvature: Curvature::Kfac,
             fisher: Fisher::Empirical,
+            fisher_samples: 1,
             shots: 4,
             schedule: Schedule::Linear,
             shot_data: ShotData::New,
@@ -197,6 +200,7 @@ impl RunSpec {
             faults.unless((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
         }
         faults.unless((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
+        faults.within("fisher_samples", self.fisher_samples.into(), 1, 1000);
         faults.within("correct_rank", self.correct_rank.into(), 0, 4096);
         faults.within("correct_steps", self.correct_steps.into(), 1, 1_000_000);
         let rate = self.correct_rate;
@@ -214,6 +218,8 @@ impl RunSpec {
         faults.unless(!structure.keeps_shapes() || self.shape == Shape::PerLayer, "shape", problem);
         let fits = self.pattern.is_some() == (structure == Structure::NofM);
         faults.unless(fits, "pattern", "structure n:m takes a pattern such as 2:4, the others none");
+        let drawn = self.fisher == Fisher::Sampled || self.fisher_samples == 1;
+        faults.unless(drawn, "fisher_samples", "only a sampled Fisher draws labels; take 1, or fisher sampled");
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
         let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
         faults.unless(known, "update", problem);

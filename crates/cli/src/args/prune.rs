@@ -127,6 +127,9 @@ pub(crate) struct PruneArgs {
     /// Whose labels the curvature is taken with
     #[arg(long, value_parser = parser::<Fisher>(choice::FISHER), default_value = "empirical", help_heading = "How it is decided")]
     pub(crate) fisher: Fisher,
+    /// Label draws for each calibration token under --fisher sampled: each costs a sweep
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "How it is decided")]
+    pub(crate) fisher_samples: u32,
     /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; with --damping-scale mean 0.01]
     ///
     /// Where a factor is still not positive definite, it is raised tenfold, step by step; the summary says where.

@@ -31,6 +31,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         max_correlate: args.max_correlate,
         curvature: args.curvature,
         fisher: args.fisher,
+        fisher_samples: args.fisher_samples,
         shots: args.shots,
         schedule: args.schedule,
         shot_data: args.shot_data,

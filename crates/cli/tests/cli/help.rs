@@ -11,7 +11,7 @@ fn help_shows_examples_defaults_and_exit_codes() {
     }
     let help = place.run(&["prune", "--help"]).done();
     let flags = "data text-column eval-data target-size target-params target-bytes structure shape scoring update curvature \
-                 heads shots schedule shot-data decay correct-rank correct-steps correct-rate samples seq-len eval-samples damping damping-scale max-damped-layers fisher seed device threads dtype \
+                 heads shots schedule shot-data decay correct-rank correct-steps correct-rate samples seq-len eval-samples damping damping-scale max-damped-layers fisher fisher-samples targets max-correlate seed device threads dtype \
                  boundary-dtype memory multiple-of out state quiet json";
     for flag in flags.split_whitespace() {
         assert!(help.contains(&format!("--{flag}")), "--{flag} is not in\n{help}");

@@ -1,7 +1,6 @@
 //! The basis in which two symmetric matrices are both diagonal: the generalised eigenproblem.
 
-use super::norm;
-use crate::inverse::{is_finite, solve_right};
+use crate::inverse::is_finite;
 use crate::{CurvatureError, Factorised};
 use tch::Tensor;
 
@@ -33,16 +32,14 @@ pub fn common_basis(name: &str, first: &Factorised, second: &Tensor) -> Result<C
         if expected != actual {
             return Err(CurvatureError::Shape { name: name.to_owned(), expected, actual });
         }
-        let not_finite = || CurvatureError::NotFinite { name: name.to_owned() };
         if !is_finite(second)? {
-            return Err(not_finite());
+            return Err(CurvatureError::NotFinite { name: name.to_owned() });
         }
         let l = &first.l;
-        let lt = l.f_tr()?;
         let half = l.f_linalg_solve_triangular(&second.f_to_kind(l.kind())?, false, true, false)?; // L⁻¹ M₂
         let both = l.f_linalg_solve_triangular(&half.f_tr()?, false, true, false)?;
         let (mu, e) = both.f_add(&both.f_tr()?)?.f_mul_scalar(0.5)?.f_linalg_eigh("L")?;
-        let (v, u) = (l.f_matmul(&e)?, lt.f_linalg_solve_triangular(&e, true, true, false)?);
+        let (v, u) = (l.f_matmul(&e)?, l.f_tr()?.f_linalg_solve_triangular(&e, true, true, false)?);
         Ok(CommonBasis { v, u, mu })
     })
 }

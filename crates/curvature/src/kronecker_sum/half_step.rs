@@ -3,7 +3,7 @@
 use super::norm;
 use crate::factors::{add_product, mean};
 use crate::{CurvatureError, Side};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Σ wₙ gₙ gₙᵀ with wₙ = xₙᵀ A xₙ, or Σ wₙ xₙ xₙᵀ with wₙ = gₙᵀ G gₙ, for one layer.
 ///
@@ -141,10 +141,5 @@ impl HalfStep {
 
     fn shape_error(&self, side: Side, expected: Vec<i64>, actual: Vec<i64>) -> CurvatureError {
         CurvatureError::Shape { name: side.of(&self.layer), expected, actual }
-    }
-
-    /// Returns the kind in which sums are made.
-    pub(super) fn kind(&self) -> Kind {
-        self.weigher.kind()
     }
 }

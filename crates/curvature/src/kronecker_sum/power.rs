@@ -55,7 +55,7 @@ struct Sought {
 
 impl Sought {
     fn from(start_cc: Tensor) -> Self {
-        Self { next: Side::Gradient, known: start_cc, twin: None, norm: 0.0, rise: f64::INFINITY, half_steps: 0 }
+        Self { next: Side::Gradient, known: start_cc, twin: None, norm: 0.0, rise: 1.0, half_steps: 0 }
     }
 
     /// Returns the term, unless there was no half-step.
@@ -75,7 +75,7 @@ impl PowerIteration {
     /// `plain_cc`: `[c, c]`
     ///
     /// # Errors
-    /// `Shape` when not square; `NotFinite`, also when it is zero.
+    /// `Shape` when not square; `NotFinite`.
     pub fn new(layer: &str, plain_cc: Tensor, options: PowerOptions) -> Result<Self, CurvatureError> {
         tch::no_grad(|| {
             let (name, size) = (Side::Input.of(layer), plain_cc.size());
@@ -85,10 +85,11 @@ impl PowerIteration {
             }
             let kind = if plain_cc.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             let plain_cc = plain_cc.f_to_kind(kind)?;
-            if !is_finite(&plain_cc)? || norm(&plain_cc)? == 0.0 {
+            if !is_finite(&plain_cc)? {
                 return Err(CurvatureError::NotFinite { name });
             }
-            let sought = (options.rank > 0).then(|| Sought::from(plain_cc.shallow_clone()));
+            let something = options.rank > 0 && norm(&plain_cc)? > 0.0;
+            let sought = something.then(|| Sought::from(plain_cc.shallow_clone()));
             let found = KroneckerSum { terms: Vec::new(), half_steps: Vec::new(), last_rise: Vec::new() };
             Ok(Self { layer: layer.to_owned(), options, plain_cc, found, sought, number: 0 })
         })
@@ -102,52 +103,52 @@ impl PowerIteration {
         })
     }
 
-    /// Ends the half-step whose sums are given.
+    /// Ends the half-step whose sums are given; an error leaves the state as it was.
     ///
     /// # Errors
     /// `Unknown` when they are of another layer or half-step; `NoTokens`, `NotFinite`; `Shape`.
     pub fn advance(&mut self, sums: &HalfStep) -> Result<(), CurvatureError> {
         tch::no_grad(|| {
-            let Some(mut sought) = self.sought.take() else {
-                return Err(CurvatureError::Unknown { name: sums.name() });
-            };
-            if (sums.layer(), sums.number(), sums.side()) != (self.layer.as_str(), self.number + 1, sought.next) {
-                self.sought = Some(sought);
+            let wanted = self.sought.as_ref().map(|sought| (self.layer.as_str(), self.number + 1, sought.next));
+            if wanted != Some((sums.layer(), sums.number(), sums.side())) {
                 return Err(CurvatureError::Unknown { name: sums.name() });
             }
+            let Some(sought) = &self.sought else { unreachable!("something is wanted") };
             let known_norm = norm(&sought.known)?;
-            let mut made = sums.finish()?;
-            for earlier in &self.found.terms {
-                let theirs = earlier.side(sought.next);
-                if theirs.size() != made.size() {
-                    let (expected, actual) = (theirs.size(), made.size());
-                    return Err(CurvatureError::Shape { name: sums.name(), expected, actual });
-                }
-                let share = dot(earlier.side(sought.next.other()), &sought.known)? / known_norm;
-                let _ = made.f_sub_(&theirs.f_mul_scalar(share)?)?;
-            }
-            self.number += 1;
+            let mut made = self.deflated(sought, sums, known_norm)?;
             let reached = norm(&made)?;
+            let _ = made.f_div_scalar_(known_norm)?;
+            let Some(mut sought) = self.sought.take() else { unreachable!("something is wanted") };
             sought.rise = if reached > 0.0 { (reached - sought.norm) / reached } else { 0.0 };
             sought.norm = reached;
             sought.half_steps += 1;
-            let _ = made.f_div_scalar_(known_norm)?;
             sought.twin = Some(std::mem::replace(&mut sought.known, made));
             sought.next = sought.next.other();
-            self.sought = self.settle(sought, sums.kind())?;
+            self.number += 1;
+            self.sought = self.settle(sought)?;
             Ok(())
         })
     }
 
-    /// Returns the term that is sought from now on: the same, the next, or none.
-    fn settle(&mut self, sought: Sought, kind: Kind) -> Result<Option<Sought>, CurvatureError> {
-        let first = self.found.terms.first().map_or(Ok(0.0), KroneckerTerm::norm)?;
-        if sought.norm <= 16.0 * epsilon(kind) * first {
-            // Nothing but rounding is left (or nothing at all, which the first term then says).
-            if self.found.terms.is_empty() {
-                self.keep(sought);
+    /// Returns the mean of the sums less what the terms before contribute to it.
+    fn deflated(&self, sought: &Sought, sums: &HalfStep, known_norm: f64) -> Result<Tensor, CurvatureError> {
+        let mut made = sums.finish()?;
+        for earlier in &self.found.terms {
+            let theirs = earlier.side(sought.next);
+            if theirs.size() != made.size() {
+                return Err(CurvatureError::Shape { name: sums.name(), expected: theirs.size(), actual: made.size() });
             }
-            return Ok(None);
+            let share = dot(earlier.side(sought.next.other()), &sought.known)? / known_norm;
+            let _ = made.f_sub_(&theirs.f_mul_scalar(share)?)?;
+        }
+        Ok(made)
+    }
+
+    /// Returns the term that is sought from now on: the same, the next, or none.
+    fn settle(&mut self, sought: Sought) -> Result<Option<Sought>, CurvatureError> {
+        let first = self.found.terms.first().map_or(Ok(0.0), KroneckerTerm::norm)?;
+        if sought.norm <= 16.0 * epsilon(self.plain_cc.kind()) * first {
+            return Ok(None); // nothing but rounding is left
         }
         let settled = sought.half_steps > 1 && sought.rise <= self.options.tolerance;
         if !settled && sought.half_steps < self.options.half_steps {
