@@ -108,9 +108,14 @@ golden: ## Make testdata/golden again with transformers + torch: a reviewed diff
 bench: build demo-model demo-data ## Time of each stage against its floor; writes docs/performance.md
 	@scripts/bench.sh
 
-.PHONY: quality-table
-quality-table: build demo-model demo-data ## Perplexity by size and method on SmolLM2, as a table; writes docs/quality.md (half an hour)
+.PHONY: quality
+quality: build demo-model demo-data ## Perplexity by size and method on SmolLM2: docs/quality.md, .json and .svg (40 minutes)
 	@python3 scripts/quality_table.py --binary "$$(scripts/binary.sh)" --cache "$(CACHE)"
+	@scripts/plot.sh quality_plot.py
+
+.PHONY: bench-elements
+bench-elements: setup ## Time of scoring and updating a 4096 x 4096 layer of single weights, against the paper's groups
+	@$(CARGO) run --release -p pruning --example element_time -- $(or $(SIZE),4096) --max-correlate 2000
 
 # ---- the rest --------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 """Prunes SmolLM2-135M by size and method, and prints a Markdown table of held-out perplexity relative to dense.
 
 Every row is one `llm-surgeon prune` on the same data, seed and machine. The table goes to standard output and to
-docs/quality.md. Rows that are done are kept in a folder and not done again, so the command can be stopped.
+docs/quality.md, the figures to docs/quality.json, which quality_plot.py draws. Rows that are done are kept in a folder and
+not done again, so the command can be stopped.
 
-    make quality-table            all rows (about 40 minutes on 2 quiet cores)
+    make quality                  all rows (about 40 minutes on 2 quiet cores), table and plot
     scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'per-layer'
 """
 
@@ -84,7 +85,7 @@ def render(before, results):
         f"SmolLM2-135M-Instruct, {COMMON.replace('--', '')}; held-out perplexity of the dense model "
         f"{before['perplexity']:.3f} ({before['segments']} of {before['segments_in_data']} segments of {before['seq_len']} "
         f"tokens, {before['dtype']}, data {data['digest'][:12]}, tokenizer {data['tokenizer_digest'][:12]}, no BOS). "
-        "Made by `make quality-table`.",
+        "Made by `make quality`.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -100,17 +101,29 @@ def main():
     digest = hashlib.sha256(pathlib.Path(options.binary).read_bytes()).hexdigest()[:16]
     work = work / digest  # another program, other figures
     work.mkdir(exist_ok=True)
-    results = {}
+    results, figures = {}, []
     page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
     for name, sizes, row in ROWS:
         if options.rows not in name:
             continue
         summary = prune(options.binary, options.cache, work, sizes, row)
-        results.update({(name, size): found for size, found in measured(summary, sizes)})
-        table = render(summary["evaluation_before"], results)
+        results.update({(name, size): of_size for size, of_size in measured(summary, sizes)})
+        shots = [{key: shot[key] for key in ("shot", "predicted", "measured")} for shot in summary["shots"]]
+        figures.append({"name": name, "options": row, "run": summary["run"], "shots": shots})
+        before = summary["evaluation_before"]
+        found = measured(summary, sizes)
+        figures[-1]["sizes"] = [{"size": left, "ratio": p / before["perplexity"]} for _, (p, left) in found]
+        table = render(before, results)
     print(table)
     if not options.rows:
-        page.write_text("# Quality\n\nHeld-out perplexity relative to the dense model, by size and method.\n\n" + table)
+        page.write_text(
+            "# Quality\n\nHeld-out perplexity relative to the dense model, by size and method.\n\n"
+            + table
+            + "\n![Perplexity by size, and predicted against measured rise of the loss](quality.svg)\n\n"
+            "Right: each point is one shot; the prediction ½ δᵀ F δ is of the calibration loss under the damped curvature of "
+            "that shot's samples, the measurement is on held-out text.\n"
+        )
+        page.with_suffix(".json").write_text(json.dumps({"dense": before, "common": COMMON, "rows": figures}, indent=1))
 
 
 if __name__ == "__main__":

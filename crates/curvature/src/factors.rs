@@ -32,7 +32,7 @@ impl Side {
     }
 
     /// Returns the other side.
-    pub fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Self::Input => Self::Gradient,
             Self::Gradient => Self::Input,

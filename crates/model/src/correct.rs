@@ -167,8 +167,8 @@ pub enum Zeros {
     Weights,
 }
 
-/// Returns what is not removed, bool [r, c], of each layer of `decoder` that has lost something to zeros: what `kept` of
-/// [`run`] is to be for structures that write them.
+/// Returns what is not removed, bool [r, c], of each layer of `decoder` that has lost something to zeros: what `kept`
+/// of [`run`] is to be for structures that write them.
 pub fn kept(decoder: &Decoder, zeros: Zeros) -> Result<BTreeMap<LayerId, Tensor>, ModelError> {
     let mut kept = BTreeMap::new();
     for layer in decoder.blocks.iter().flat_map(crate::Block::linears) {
@@ -185,8 +185,9 @@ pub fn kept(decoder: &Decoder, zeros: Zeros) -> Result<BTreeMap<LayerId, Tensor>
 
 /// Corrects `decoder` on `samples`, all of equal length, and returns what is to be absorbed.
 ///
-/// `kept`: for layers whose removed weights are zeros, what is not removed, bool [r, c]; see [`kept()`].
-/// Whole rows and columns cost nothing; scattered weights cost the gradient of the whole weight.
+/// `kept`: for layers whose removed weights are zeros, what is not removed, bool [r, c]; see [`kept()`]. Whole rows and
+/// columns cost no time; scattered weights cost the gradient of the whole weight.
+///
 /// `progress` gets passes of a micro-batch through a block or the head, done and in all, as they are done; an early end
 /// leaves some undone.
 ///

@@ -3,6 +3,7 @@
 //! `cost/side.rs` is one side of an elimination by blocked downdates, `columns.rs` and `row_column.rs` drive it;
 //! `blocks.rs` removes whole runs of columns; `independent.rs` scores each unit as if it went alone; `zeroing.rs` is for
 //! removal without an update. Single weights and n:m windows have no path but one cost each (`elements.rs`, `windows.rs`).
+//! Independent costs under a Kronecker sum: `kronecker_sum.rs`.
 //! The threshold over layers is not decided here.
 
 mod blocks;
@@ -10,6 +11,7 @@ mod columns;
 mod elements;
 mod independent;
 mod inverse_blocks;
+mod kronecker_sum;
 mod row_column;
 mod side;
 mod windows;
@@ -17,6 +19,9 @@ mod zeroing;
 
 pub use elements::{ElementCosts, element_costs};
 pub(crate) use inverse_blocks::inverse_diagonal;
+pub use kronecker_sum::{
+    RowColumnCosts, kronecker_sum_element_costs, kronecker_sum_path, kronecker_sum_row_column_costs,
+};
 pub use windows::{WindowCosts, window_costs};
 
 use crate::problem::{Prepared, in_either_precision};

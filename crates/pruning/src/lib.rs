@@ -6,6 +6,7 @@
 //!
 //! # Invariants
 //!
+//! * Under a Kronecker sum F is floored, never the sum as it came: how many directions that changed is in every result.
 //! * A factor that is `None` is the identity: no G gives the layer-wise methods, neither gives magnitude.
 //! * The bias is the last column; it takes part in every update and is never removed by itself.
 //! * Under `element` and n:m a weight that is exactly zero has been removed and stays zero; a bias of zero has not.
@@ -21,12 +22,20 @@ mod cost;
 mod error;
 mod group;
 mod histogram;
+mod kronecker_sum;
 mod problem;
 mod select;
 mod update;
 
-pub use cost::{ElementCosts, WindowCosts, coupled_path, element_costs, row_column_path, window_costs};
+pub use cost::{
+    ElementCosts, RowColumnCosts, WindowCosts, coupled_path, element_costs, kronecker_sum_element_costs,
+    kronecker_sum_path, kronecker_sum_row_column_costs, row_column_path, window_costs,
+};
 pub use error::PruningError;
 pub use histogram::{histogram_counts, select_elements};
+pub use kronecker_sum::{Clamped, Clamping, KroneckerSumProblem};
 pub use problem::{LayerProblem, Units};
-pub use update::{MaskedUpdate, MaskedUpdated, Updated, coupled_update, masked_update, row_column_update};
+pub use update::{
+    MaskedUpdate, MaskedUpdated, Updated, coupled_update, kronecker_sum_coupled_update, kronecker_sum_masked_update,
+    masked_update, row_column_update,
+};

@@ -2,11 +2,14 @@
 //!
 //! Takes what was selected as given. Puts what stays first and what goes last, so that one factorisation of the reordered
 //! factor gives update and cost (`update/eliminate.rs`). Single weights, for which there is no such order: `update/masked.rs`.
+//! Under a Kronecker sum: `update/kronecker_sum.rs`.
 
 mod eliminate;
 mod independent;
+mod kronecker_sum;
 mod masked;
 
+pub use kronecker_sum::{kronecker_sum_coupled_update, kronecker_sum_masked_update};
 pub use masked::{MaskedUpdate, MaskedUpdated, masked_update};
 
 use crate::cost::live_positions;

@@ -76,7 +76,7 @@ impl PowerIteration {
     ///
     /// # Errors
     /// `Shape` when not square; `NotFinite`.
-    pub fn new(layer: &str, plain_cc: Tensor, options: PowerOptions) -> Result<Self, CurvatureError> {
+    pub fn new(layer: &str, plain_cc: &Tensor, options: PowerOptions) -> Result<Self, CurvatureError> {
         tch::no_grad(|| {
             let (name, size) = (Side::Input.of(layer), plain_cc.size());
             if size.len() != 2 || size[0] != size[1] {

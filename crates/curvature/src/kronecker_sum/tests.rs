@@ -31,7 +31,7 @@ fn dense_fisher(x_nc: &Tensor, g_nr: &Tensor) -> Tensor {
 }
 
 fn iterate(x_nc: &Tensor, g_nr: &Tensor, options: PowerOptions) -> KroneckerSum {
-    let mut state = PowerIteration::new("fc2", plain(x_nc), options).unwrap();
+    let mut state = PowerIteration::new("fc2", &plain(x_nc), options).unwrap();
     while let Some(mut step) = state.half_step().unwrap() {
         step.accumulate(x_nc, g_nr).unwrap();
         state.advance(&step).unwrap();
@@ -149,7 +149,7 @@ fn f32_and_half_precision_come_close() {
     }
     let half = (x.to_kind(Kind::BFloat16), g.to_kind(Kind::BFloat16));
     let mut step =
-        PowerIteration::new("l", plain(&x).to_kind(Kind::Float), EXACT).unwrap().half_step().unwrap().unwrap();
+        PowerIteration::new("l", &plain(&x).to_kind(Kind::Float), EXACT).unwrap().half_step().unwrap().unwrap();
     step.accumulate(&half.0, &half.1).unwrap();
     assert_eq!(step.finish().unwrap().kind(), Kind::Float);
 }
@@ -157,7 +157,7 @@ fn f32_and_half_precision_come_close() {
 #[test]
 fn faults_name_side_layer_and_half_step() {
     let (x, g) = tokens(9, 3, 4, 3);
-    let start = || PowerIteration::new("layers.4.fc2", plain(&x), EXACT).unwrap();
+    let start = || PowerIteration::new("layers.4.fc2", &plain(&x), EXACT).unwrap();
     let text = |error: CurvatureError| error.to_string();
     let mut state = start();
     let mut first = state.half_step().unwrap().unwrap();
@@ -179,9 +179,9 @@ fn faults_name_side_layer_and_half_step() {
         matches!(state.advance(&second), Err(CurvatureError::NotFinite { name }) if name.contains("A of layers.4.fc2"))
     );
     assert!(state.half_step().unwrap().is_some(), "an error ends nothing");
-    assert!(matches!(PowerIteration::new("l", x.shallow_clone(), EXACT), Err(CurvatureError::Shape { .. })));
+    assert!(matches!(PowerIteration::new("l", &x, EXACT), Err(CurvatureError::Shape { .. })));
     let nan = Tensor::full([2, 2], f64::NAN, (Kind::Double, Device::Cpu));
-    assert!(matches!(PowerIteration::new("l", nan, EXACT), Err(CurvatureError::NotFinite { .. })));
+    assert!(matches!(PowerIteration::new("l", &nan, EXACT), Err(CurvatureError::NotFinite { .. })));
 }
 
 #[test]
@@ -212,7 +212,7 @@ proptest! {
     #[test]
     fn merging_any_split_equals_one_pass(seed in 0_u64..1000, n in 2_i64..40, r in 1_i64..7, c in 1_i64..7, cuts in prop::collection::vec(0.0_f64..1.0, 0..4)) {
         let (x, g) = tokens(n, r, c, seed);
-        let mut state = PowerIteration::new("l", plain(&x), PowerOptions { half_steps: 2, ..EXACT }).unwrap();
+        let mut state = PowerIteration::new("l", &plain(&x), PowerOptions { half_steps: 2, ..EXACT }).unwrap();
         while let Some(mut whole) = state.half_step().unwrap() {
             whole.accumulate(&x, &g).unwrap();
             let mut edges: Vec<i64> = cuts.iter().map(|f| (f * n as f64) as i64).chain([0, n]).collect();

@@ -4,7 +4,7 @@
 //! compared with it. What they predict is computed alike for all, ½ δᵀ F δ of the weights that are returned. Which weights
 //! go is not decided here.
 
-mod conjugate_gradient;
+pub(super) mod conjugate_gradient;
 mod grouped;
 mod independent;
 mod two_sided;
@@ -103,7 +103,7 @@ pub fn masked_update(
 }
 
 /// Returns the mask with what is zero already, `[R, C]`, the bias never removed.
-fn with_zeros(problem: &LayerProblem, removed: &Tensor) -> Result<Tensor, PruningError> {
+pub(super) fn with_zeros(problem: &LayerProblem, removed: &Tensor) -> Result<Tensor, PruningError> {
     problem.check()?;
     let (r, c) = problem.shape()?;
     let columns = c - problem.bias_columns();
