@@ -147,3 +147,89 @@ fn a_cut_longer_than_its_path_and_a_lost_lease_stop_the_update() {
     assert!(bench.describe(&spec, 99).is_err());
     assert!(bench.add(b"no safetensors").is_err());
 }
+
+/// Tokens of each of [`shot`]'s shards.
+const TOKENS: u64 = 40;
+
+#[test]
+fn earlier_factors_count_for_the_units_that_are_left_and_fade() {
+    for (name, unit) in [("llama-bias", AttentionUnit::KvGroup), ("opt", AttentionUnit::Keep)] {
+        let spec = RunSpec { decay: 0.5, ..spec(name, Structure::Coupled, unit) };
+        let mut bench = Bench::new(Device::Cpu);
+        let block = bench.describe(&spec, 1).unwrap();
+        let job = |changed| BlockJob { spec: spec.clone(), block: block.clone(), changed };
+        bench.add(&shard(&block, &BTreeMap::new(), 1)).unwrap();
+        let first = bench.mix(&job(vec![]), None).unwrap();
+        let (_, layers) = shot(&mut bench, &spec, vec![]);
+        let changed = changed(layers);
+        let cut = changed.iter().find(|(state, _)| state.kind == UnitKind::FfnChannel).unwrap().0.clone();
+        let widths: BTreeMap<_, _> = changed
+            .iter()
+            .map(|(state, bytes)| {
+                let weight = LayerOverlay::decode(state, bytes.as_deref(), Device::Cpu).unwrap().weight.unwrap();
+                (state.layer.clone(), weight.size()[1])
+            })
+            .collect();
+        let means = |bytes: &[u8], layer: &str| {
+            let mut alone = Bench::new(Device::Cpu);
+            alone.add(bytes).unwrap();
+            let factors = alone.factors.unwrap();
+            (factors.finish(Side::Input, layer).unwrap(), factors.tokens)
+        };
+        let new = shard(&block, &widths, 2);
+        bench.clear();
+        bench.add(&new).unwrap();
+        let mixed = bench.mix(&job(changed), Some(&first)).unwrap();
+        let layer = cut.layer.as_str();
+        let bias = block.layers.iter().any(|l| l.layer == cut.layer && l.bias);
+        let mut kept: Vec<i64> = cut.kept.iter().map(|&unit| i64::from(unit)).collect();
+        let all = i64::from(block.groups.iter().find(|g| g.layer == cut.layer).unwrap().units);
+        kept.extend(bias.then_some(all));
+        let index = Tensor::from_slice(&kept);
+        let (then, tokens) = means(&first, layer);
+        let (now, _) = means(&new, layer);
+        assert_eq!(tokens, TOKENS);
+        // Half of 40 tokens against 40.
+        let expected = (then.index_select(0, &index).index_select(1, &index) + now * 2) / 3;
+        let (found, tokens) = means(&mixed, layer);
+        assert_eq!(tokens, TOKENS + TOKENS / 2, "{name}");
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn single_weights_are_counted_twice_and_cut_once() {
+    for (structure, pattern) in [(Structure::Element, None), (Structure::NofM, types::Pattern::new(2, 4).ok())] {
+        let spec = RunSpec { pattern, ..spec("llama-gqa", structure, AttentionUnit::KvGroup) };
+        let mut bench = Bench::new(Device::Cpu);
+        let block = bench.describe(&spec, 1).unwrap();
+        bench.add(&shard(&block, &BTreeMap::new(), 1)).unwrap();
+        let job = BlockJob { spec, block: block.clone(), changed: vec![] };
+        let first = bench.histograms(&job, Digit::First, &|| false).unwrap();
+        assert_eq!(first.len(), block.layers.len());
+        let digit = first[0].bins[first[0].bins.len() / 2].0;
+        let second = bench.histograms(&job, Digit::Second(digit), &|| false).unwrap();
+        let cuts: Vec<LayerCut> = first
+            .iter()
+            .zip(&second)
+            .map(|(upper, lower)| {
+                let of_digit: u64 = upper.bins.iter().filter(|(d, _)| *d == digit).map(|(_, n)| n).sum();
+                assert_eq!(lower.bins.iter().map(|(_, n)| n).sum::<u64>(), of_digit, "{structure} {}", upper.layer);
+                let items = upper.bins.iter().filter(|(d, _)| *d < digit).map(|(_, n)| n).sum();
+                let elements = Some(ElementCut { bits: u32::from(digit) << 16, ties: 0, items });
+                LayerCut { layer: upper.layer.clone(), steps: 0, elements }
+            })
+            .collect();
+        let layers = changed(bench.update(&job, &[], &cuts, &|| false).unwrap());
+        let each = pattern.map_or(1, |p| u64::from(p.m - p.n));
+        for ((state, bytes), cut) in layers.iter().zip(&cuts) {
+            let weight = LayerOverlay::decode(state, bytes.as_deref(), Device::Cpu).unwrap().weight.unwrap();
+            let zeros = weight.numel() as i64 - weight.count_nonzero(None).int64_value(&[]);
+            assert_eq!(zeros as u64, cut.elements.unwrap().items * each, "{structure} {}", state.layer);
+            assert_eq!(state.zeros, zeros as u64);
+        }
+        let mut wrong = cuts;
+        wrong[0].elements = wrong[0].elements.map(|e| ElementCut { items: e.items + 1, ..e });
+        assert!(matches!(bench.update(&job, &[], &wrong, &|| false), Err(Error::Bug(_))));
+    }
+}

@@ -111,3 +111,37 @@ proptest! {
         prop_assert!(difference < 1e-12, "{difference}");
     }
 }
+
+#[test]
+fn decay_keeps_means_and_makes_later_tokens_count_for_more() {
+    let x = |seed| random(&[6, 3], seed);
+    let of = |x_nc: &Tensor| {
+        let mut factors = BlockFactors::new();
+        factors.accumulate(Side::Input, "l", x_nc).unwrap();
+        factors.add_tokens(6);
+        factors
+    };
+    let mean = |factors: &BlockFactors| factors.finish(Side::Input, "l").unwrap();
+    let (mut past, now) = (of(&x(1)), of(&x(2)));
+    let (before, fresh) = (mean(&past), mean(&now));
+    past.decay(0.5).unwrap();
+    assert_eq!(past.tokens, 3);
+    assert!(max_difference(&mean(&past), &before) < 1e-12);
+    past.merge(&now).unwrap();
+    assert!(max_difference(&mean(&past), &((before * 3 + fresh * 6) / 9)) < 1e-12);
+    past.decay(0.0).unwrap();
+    assert_eq!(past.tokens, 0);
+}
+
+#[test]
+fn inputs_that_are_left_keep_their_second_moments() {
+    let mut factors = BlockFactors::new();
+    factors.accumulate(Side::Input, "l", &random(&[6, 5], 3)).unwrap();
+    factors.add_tokens(6);
+    let kept = Tensor::from_slice(&[0_i64, 3, 4]);
+    let expected = factors.finish(Side::Input, "l").unwrap().index_select(0, &kept).index_select(1, &kept);
+    factors.keep_inputs("l", &[0, 3, 4]).unwrap();
+    assert!(max_difference(&factors.finish(Side::Input, "l").unwrap(), &expected) < 1e-15);
+    factors.keep_inputs("another", &[9]).unwrap();
+    assert!(matches!(factors.keep_inputs("l", &[3]), Err(CurvatureError::Shape { .. })));
+}

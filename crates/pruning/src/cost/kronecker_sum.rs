@@ -72,7 +72,7 @@ pub fn kronecker_sum_row_column_costs(
     tch::no_grad(|| {
         diagonalised(problem, |sum| {
             let p = sum.p;
-            let z_rc = p.w_rc.f_matmul(&sum.a.v)?;
+            let mut z_rc = p.w_rc.f_matmul(&sum.a.v)?;
             let scale_rc = match update {
                 Update::None => sum.g.v.f_square()?.f_matmul(&sum.d_rc)?,
                 _ => sum.g.u.f_square()?.f_matmul(&sum.d_rc.f_reciprocal()?)?.f_reciprocal()?,
@@ -138,7 +138,7 @@ fn run_costs(sum: &Diagonalised, count: i64, q: i64, update: Update) -> Result<V
         let y_rq = y_rc.f_narrow(1, unit * q, q)?;
         let cost = match update {
             Update::None => {
-                let y_rc = y_rq.f_matmul(&sum.a.v.f_narrow(0, unit * q, q)?)?;
+                let mut y_rc = y_rq.f_matmul(&sum.a.v.f_narrow(0, unit * q, q)?)?;
                 y_rc.f_square_()?.f_mul_(&sum.d_rc)?.f_sum(Kind::Double)?.f_double_value(&[])?
             }
             _ => inverse_form(sum, &y_rq, &inverse_rc, &sum.a.u.f_narrow(0, unit * q, q)?)?,
@@ -153,13 +153,13 @@ fn run_costs(sum: &Diagonalised, count: i64, q: i64, update: Update) -> Result<V
 /// # Shapes
 /// `y_rq`: `[R, q]`, `inverse_rc`: 1/d, `[R, C]`, `u_qc`: `[q, C]`
 fn inverse_form(sum: &Diagonalised, y_rq: &Tensor, inverse_rc: &Tensor, u_qc: &Tensor) -> Result<f64, PruningError> {
-    let (r, q) = y_rq.size2()?;
+    let r = y_rq.size()[0];
     let rows = (CHUNK / u_qc.numel() as i64).max(1);
     let mut total = 0.0;
     for start in (0..r).step_by(rows as usize) {
         let n = rows.min(r - start);
         let scaled_nqc = inverse_rc.f_narrow(0, start, n)?.f_unsqueeze(1)?.f_mul(u_qc)?;
-        let blocks_nqq = scaled_nqc.f_view([n * q, -1])?.f_matmul(&u_qc.f_tr()?)?.f_view([n, q, q])?;
+        let blocks_nqq = scaled_nqc.f_matmul(&u_qc.f_tr()?)?;
         let Some(l_nqq) = try_cholesky(&blocks_nqq)? else {
             return Err(unstable(sum.p, "a diagonal block's smallest pivot", 0.0, 0));
         };

@@ -73,7 +73,7 @@ pub fn kronecker_sum_coupled_update(
                 None => y_rc.f_zeros_like()?.f_index_copy(1, &gone_q, &y_rc.f_index_select(1, &gone_q)?.f_neg()?)?,
                 Some(tolerance) => columns_optimum(sum, &y_rc, &gone_q, tolerance)?.f_sub_(&y_rc)?,
             };
-            let change_rl = sum.g.u.f_matmul(&change_rc.f_index_select(1, &kept_l)?)?;
+            let mut change_rl = sum.g.u.f_matmul(&change_rc.f_index_select(1, &kept_l)?)?;
             let updated_rl = change_rl.f_add_(&w_rc.f_index_select(1, &kept_l)?)?;
             let updated_rl = updated_rl.f_to_kind(kind_of(problem))?.f_contiguous()?;
             let predicted = checked(sum, &updated_rl, &change_rc, gone_q.numel())?;

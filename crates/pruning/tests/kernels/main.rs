@@ -4,6 +4,7 @@
 
 mod common;
 mod elements;
+mod kronecker_sum;
 mod masked;
 mod oracle;
 mod paths;
