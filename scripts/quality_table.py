@@ -35,8 +35,8 @@ ROWS = [
 SIZES = [0.9, 0.8, 0.7, 0.5]
 
 
-def prune(binary, cache, work, sizes, options):
-    """Returns the summary of one run, from `work` if it was done before."""
+def prune(binary, cache, work, sizes, options, only_done):
+    """Returns the summary of one run, from `work` if it was done before; `None` if it was not and must not be done."""
     model = cache / "models" / "SmolLM2-135M-Instruct"
     text = cache / "sotu"
     target = f"--target-size {sizes[0]}" if len(sizes) == 1 else f"--targets {','.join(map(str, sizes))}"
@@ -44,6 +44,8 @@ def prune(binary, cache, work, sizes, options):
     kept = work / (hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:16] + ".json")
     if kept.exists():
         return json.loads(kept.read_text())
+    if only_done:
+        return None
     out = work / "out"
     state = work / "out.state"
     outputs = [out, state, *(work / f"out-{size}" for size in sizes)]
@@ -95,6 +97,7 @@ def main():
     parser.add_argument("--binary", required=True, help="llm-surgeon")
     parser.add_argument("--cache", required=True, type=pathlib.Path, help="the cache with models and text")
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--done", action="store_true", help="only rows that were done before: starts no run")
     options = parser.parse_args()
     work = options.cache / "quality"
     work.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,10 @@ def main():
     for name, sizes, row in ROWS:
         if options.rows not in name:
             continue
-        summary = prune(options.binary, options.cache, work, sizes, row)
+        summary = prune(options.binary, options.cache, work, sizes, row, options.done)
+        if summary is None:
+            print(f"  not done yet: {name} at {sizes}", file=sys.stderr)
+            continue
         results.update({(name, size): of_size for size, of_size in measured(summary, sizes)})
         shots = [{key: shot[key] for key in ("shot", "predicted", "measured")} for shot in summary["shots"]]
         figures.append({"name": name, "options": row, "run": summary["run"], "shots": shots})

@@ -2,11 +2,12 @@
 //! removal of a few channels against what the loss then does.
 //!
 //! ```text
-//! cargo run --release -p e2e --example kronecker_rank [MODEL TEXT HELD_OUT [SAMPLES [TOKENS]]]
+//! cargo run --release -p e2e --example kronecker_rank [MODEL TEXT HELD_OUT [SAMPLES [TOKENS [EVERY]]]]
 //! ```
 //!
-//! Without arguments: glassllm from the cache and the repository's text. All tokens' inputs and gradients are held in
-//! memory, in f64, so that passes over them are cheap and the Fisher's norm is exact: it is for small models.
+//! Without arguments: glassllm from the cache and the repository's text. EVERY: only every so manieth block. All tokens'
+//! inputs and gradients are held in memory, so that passes over them are cheap and the Fisher's norm is exact. The
+//! model runs in f32, all curvature is in f64.
 
 // What a person runs may print.
 #![allow(clippy::print_stdout, reason = "an example")]
@@ -27,7 +28,10 @@ use tch::{Device, Kind, Tensor};
 use types::{DampingScale, Fisher, LayerId, Scoring, Structure, Unit, UnitKind, Update};
 
 /// Tokens in one block of the pairs whose sum is the Fisher's norm.
-const PAIRS: i64 = 1024;
+const BLOCK: i64 = 1024;
+
+/// Floors of the second term.
+const FLOORS: [f64; 3] = [0.01, 0.1, 0.3];
 
 /// What the layers saw.
 #[derive(Default)]
@@ -40,12 +44,12 @@ impl Observer for Tokens {
     fn block(&mut self, _block: u32) {}
 
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
-        self.x.entry(layer.clone()).or_default().push(x_nc.f_detach_copy()?);
+        self.x.entry(layer.clone()).or_default().push(x_nc.f_to_kind(Kind::Double)?);
         Ok(())
     }
 
     fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
-        self.g.entry(layer.clone()).or_default().push(dy_nr.f_detach_copy()?);
+        self.g.entry(layer.clone()).or_default().push(dy_nr.f_to_kind(Kind::Double)?);
         Ok(())
     }
 
@@ -54,22 +58,85 @@ impl Observer for Tokens {
     }
 }
 
-/// One consumer with all its tokens and its curvatures.
+/// What one layer saw of one text.
+struct Seen {
+    x_nc: Tensor,
+    g_nr: Tensor,
+}
+
+/// Which pairs of tokens make up the Fisher's norm.
+#[derive(Clone, Copy, PartialEq)]
+enum Pairs {
+    /// All: the norm of the mean over these tokens.
+    All,
+    /// Those of different tokens: estimates, without bias, the norm of the mean over all text.
+    Distinct,
+}
+
+impl Seen {
+    fn tokens(&self) -> i64 {
+        self.x_nc.size()[0]
+    }
+
+    /// Returns ‖F‖² = (1/N²) Σ (gₙ·gₘ)² (xₙ·xₘ)², or the mean over distinct pairs.
+    fn norm_squared(&self, pairs: Pairs) -> Result<f64> {
+        let (mut sum, n) = (0.0, self.tokens());
+        for start in (0..n).step_by(BLOCK as usize) {
+            let cut = |z: &Tensor| z.f_narrow(0, start, BLOCK.min(n - start));
+            let of_x = cut(&self.x_nc)?.f_matmul(&self.x_nc.f_tr()?)?.f_square_()?;
+            let of_both = cut(&self.g_nr)?.f_matmul(&self.g_nr.f_tr()?)?.f_square_()?.f_mul_(&of_x)?;
+            if pairs == Pairs::Distinct {
+                let _ = of_both.f_diagonal(start, 0, 1)?.f_zero_()?;
+            }
+            sum += of_both.f_sum(Kind::Double)?.f_double_value(&[])?;
+        }
+        let n = n as f64;
+        Ok(if pairs == Pairs::All { sum / n / n } else { sum / n / (n - 1.0) })
+    }
+
+    /// Returns ‖F − Σ terms‖ / ‖F‖.
+    fn relative_error(&self, terms: &[&KroneckerTerm], norm_squared: f64) -> Result<f64> {
+        let dot =
+            |m: &Tensor, n: &Tensor| Ok::<_, anyhow::Error>(m.f_mul(n)?.f_sum(Kind::Double)?.f_double_value(&[])?);
+        let form = |z: &Tensor, m: &Tensor| {
+            z.f_matmul(m)?.f_mul_(z)?.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)
+        };
+        let mut squared = norm_squared;
+        for term in terms {
+            let with_fisher = dot(&form(&self.x_nc, &term.a_cc)?, &form(&self.g_nr, &term.g_rr)?)?;
+            squared -= 2.0 * with_fisher / self.tokens() as f64;
+            for other in terms {
+                squared += dot(&term.a_cc, &other.a_cc)? * dot(&term.g_rr, &other.g_rr)?;
+            }
+        }
+        Ok((squared.max(0.0) / norm_squared).sqrt())
+    }
+
+    /// Returns (1/N) Σ gₙᵀ Δ xₙ and ½ (1/N) Σ (gₙᵀ Δ xₙ)²: the slope, and ½ δᵀ F δ of the Fisher itself.
+    fn along(&self, delta_rc: &Tensor) -> Result<(f64, f64)> {
+        let products = self.x_nc.f_matmul(&delta_rc.f_tr()?)?.f_mul_(&self.g_nr)?;
+        let slope_n = products.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)?;
+        let mean = |t: &Tensor| Ok::<_, anyhow::Error>(t.f_mean(Kind::Double)?.f_double_value(&[])?);
+        Ok((mean(&slope_n)?, 0.5 * mean(&slope_n.f_square()?)?))
+    }
+}
+
+/// One consumer with what it saw and its curvatures.
 struct Layer {
     name: LayerId,
     w_rc: Tensor,
-    x_nc: Tensor,
-    g_nr: Tensor,
+    seen: Seen,
+    fresh: Seen,
     independent: KroneckerTerm,
     sum: KroneckerSum,
 }
 
 impl Layer {
-    fn new(name: LayerId, w_rc: Tensor, x_nc: Tensor, g_nr: Tensor, rank: u32) -> Result<Self> {
+    fn new(name: LayerId, weight: &Tensor, seen: Seen, fresh: Seen, rank: u32) -> Result<Self> {
         let mut factors = BlockFactors::new();
-        factors.accumulate(Side::Input, name.as_str(), &x_nc)?;
-        factors.accumulate(Side::Gradient, name.as_str(), &g_nr)?;
-        factors.add_tokens(x_nc.size()[0] as u64);
+        factors.accumulate(Side::Input, name.as_str(), &seen.x_nc)?;
+        factors.accumulate(Side::Gradient, name.as_str(), &seen.g_nr)?;
+        factors.add_tokens(seen.tokens() as u64);
         let independent = KroneckerTerm {
             a_cc: factors.finish(Side::Input, name.as_str())?,
             g_rr: factors.finish(Side::Gradient, name.as_str())?,
@@ -77,55 +144,11 @@ impl Layer {
         let options = PowerOptions { rank, ..PowerOptions::default() };
         let mut power = PowerIteration::new(name.as_str(), &independent.a_cc, options)?;
         while let Some(mut step) = power.half_step()? {
-            step.accumulate(&x_nc, &g_nr)?;
+            step.accumulate(&seen.x_nc, &seen.g_nr)?;
             power.advance(&step)?;
         }
-        Ok(Self { name, w_rc, x_nc, g_nr, independent, sum: power.finish() })
-    }
-
-    fn tokens(&self) -> i64 {
-        self.x_nc.size()[0]
-    }
-
-    /// Returns ‖F‖² = (1/N²) Σ (gₙ·gₘ)² (xₙ·xₘ)².
-    fn fisher_norm_squared(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for start in (0..self.tokens()).step_by(PAIRS as usize) {
-            let cut = |z: &Tensor| z.f_narrow(0, start, PAIRS.min(self.tokens() - start));
-            let of_x = cut(&self.x_nc)?.f_matmul(&self.x_nc.f_tr()?)?.f_square_()?;
-            let of_g = cut(&self.g_nr)?.f_matmul(&self.g_nr.f_tr()?)?.f_square_()?;
-            sum += of_x.f_mul(&of_g)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-        }
-        Ok(sum / (self.tokens() as f64).powi(2))
-    }
-
-    /// Returns ‖F − Σ terms‖ / ‖F‖.
-    fn relative_error(&self, terms: &[&KroneckerTerm], fisher_squared: f64) -> Result<f64> {
-        let dot =
-            |m: &Tensor, n: &Tensor| Ok::<_, anyhow::Error>(m.f_mul(n)?.f_sum(Kind::Double)?.f_double_value(&[])?);
-        let mut squared = fisher_squared;
-        for term in terms {
-            let form = |z: &Tensor, m: &Tensor| {
-                z.f_matmul(m)?.f_mul(z)?.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)
-            };
-            let with_fisher = dot(&form(&self.x_nc, &term.a_cc)?, &form(&self.g_nr, &term.g_rr)?)?;
-            squared -= 2.0 * with_fisher / self.tokens() as f64;
-            for other in terms {
-                squared += dot(&term.a_cc, &other.a_cc)? * dot(&term.g_rr, &other.g_rr)?;
-            }
-        }
-        Ok((squared.max(0.0) / fisher_squared).sqrt())
-    }
-
-    /// Returns (1/N) Σ gₙᵀ Δ xₙ and ½ (1/N) Σ (gₙᵀ Δ xₙ)²: the slope, and ½ δᵀ F δ of the Fisher itself.
-    fn along(&self, delta_rc: &Tensor) -> Result<(f64, f64)> {
-        let slope_n = self.x_nc.f_matmul(&delta_rc.f_tr()?)?.f_mul(&self.g_nr)?.f_sum_dim_intlist(
-            [1_i64].as_slice(),
-            false,
-            Kind::Double,
-        )?;
-        let mean = |t: &Tensor| Ok::<_, anyhow::Error>(t.f_mean(Kind::Double)?.f_double_value(&[])?);
-        Ok((mean(&slope_n)?, 0.5 * mean(&slope_n.f_square()?)?))
+        let w_rc = weight.f_to_kind(Kind::Double)?;
+        Ok(Self { name, w_rc, seen, fresh, independent, sum: power.finish() })
     }
 
     fn units(&self) -> Units {
@@ -150,7 +173,7 @@ impl Layer {
             bias: false,
             a_cc: Some(term.a_cc.shallow_clone()),
             g_rr: Some(term.g_rr.shallow_clone()),
-            tokens: self.tokens() as u64,
+            tokens: self.seen.tokens() as u64,
             damping_scale: scale,
             damping_a,
             damping_g,
@@ -195,7 +218,7 @@ impl Choice {
                 let found = kronecker_sum_path(&self.sum(layer, floor), &layer.units(), Update::Correlated)?;
                 (found.value, Some(found.clamping))
             }
-            _ => {
+            Self::Independent | Self::Nearest => {
                 let problem = layer.problem(self.term(layer));
                 (coupled_path(&problem, &layer.units(), Scoring::Independent, Update::Correlated)?, None)
             }
@@ -210,7 +233,9 @@ impl Choice {
                 let how = MaskedUpdate::ConjugateGradient { tolerance: MaskedUpdate::TOLERANCE };
                 kronecker_sum_coupled_update(&self.sum(layer, floor), &layer.units(), removed, how)?.value
             }
-            _ => coupled_update(&layer.problem(self.term(layer)), &layer.units(), removed, Update::Correlated)?,
+            Self::Independent | Self::Nearest => {
+                coupled_update(&layer.problem(self.term(layer)), &layer.units(), removed, Update::Correlated)?
+            }
         };
         let kept: Vec<i64> = updated.kept.iter().map(|&channel| channel.into()).collect();
         let w_rc = layer.w_rc.f_zeros_like()?.f_index_copy(1, &Tensor::from_slice(&kept), &updated.w_rc)?;
@@ -223,6 +248,8 @@ struct Bench {
     decoder: Decoder,
     samples: Vec<Vec<i64>>,
     held_out: Vec<Vec<i64>>,
+    /// Only every so manieth block.
+    every: usize,
 }
 
 /// What a removal did, nats per token.
@@ -236,41 +263,47 @@ struct Rise {
 }
 
 impl Bench {
-    fn read(model: &Path, text: &Path, held_out: &Path, samples: u64, seq_len: u64) -> Result<Self> {
-        let decoder = Decoder::load(&ModelFolder::open(model)?, &Overlay::default(), Kind::Double, Device::Cpu)?;
+    fn read(model: &Path, text: &Path, held_out: &Path, (samples, seq_len, every): (u64, u64, u64)) -> Result<Self> {
+        let decoder = Decoder::load(&ModelFolder::open(model)?, &Overlay::default(), Kind::Float, Device::Cpu)?;
         let tokenizer = Tokenizer::open(model)?;
         let documents = |path: &Path| {
             let options = DataOptions { paths: vec![path.display().to_string()], text_column: "text".to_owned() };
             read_documents(&options, &tokenizer)
         };
         let draw = Draw { seq_len, samples, sets: 1, seed: 0 };
-        let samples = pack_samples(&documents(text)?, &tokenizer, draw)?.ids;
-        let held_out = segments(&documents(held_out)?, &tokenizer, seq_len, 64)?.ids;
-        Ok(Self { decoder, samples, held_out })
+        let calibration = pack_samples(&documents(text)?, &tokenizer, draw)?.ids;
+        let held_out = segments(&documents(held_out)?, &tokenizer, seq_len, samples)?.ids;
+        Ok(Self { decoder, samples: calibration, held_out, every: every.max(1) as usize })
     }
 
-    fn layers(&self, rank: u32) -> Result<Vec<Layer>> {
-        let wanted = (0..).zip(&self.decoder.blocks).map(|(b, block)| (b, block.mlp.consumer().name.clone())).collect();
+    /// Returns the consumers, with the numbers of their blocks.
+    fn consumers(&self) -> impl Iterator<Item = (u32, &model::Linear)> {
+        (0..).zip(&self.decoder.blocks).step_by(self.every).map(|(b, block)| (b, block.mlp.consumer()))
+    }
+
+    fn sweep(&self, samples: &[Vec<i64>]) -> Result<Vec<Seen>> {
         let options = SweepOptions {
             micro_batch: 8,
-            boundary_kind: Kind::Double,
+            boundary_kind: Kind::Float,
             fisher: Fisher::Empirical,
             seed: 0,
             first_sample: 0,
-            curvature: wanted,
-            head_chunk: 1024,
+            curvature: self.consumers().map(|(b, consumer)| (b, consumer.name.clone())).collect(),
+            head_chunk: 512,
         };
-        let mut seen = Tokens::default();
-        sweep::run(&self.decoder, &self.samples, &options, &mut seen, &mut |_, _| ControlFlow::Continue(()))?;
-        let consumers = self.decoder.blocks.iter().map(|block| block.mlp.consumer());
-        let layer = |consumer: &model::Linear| {
-            let all = |parts: &BTreeMap<LayerId, Vec<Tensor>>| {
-                let parts = parts.get(&consumer.name).context("a layer was not seen")?;
-                Ok::<_, anyhow::Error>(Tensor::f_cat(parts, 0)?)
-            };
-            Layer::new(consumer.name.clone(), consumer.weight.f_detach_copy()?, all(&seen.x)?, all(&seen.g)?, rank)
+        let mut tokens = Tokens::default();
+        sweep::run(&self.decoder, samples, &options, &mut tokens, &mut |_, _| ControlFlow::Continue(()))?;
+        let all = |parts: &BTreeMap<LayerId, Vec<Tensor>>, layer: &LayerId| {
+            Ok::<_, anyhow::Error>(Tensor::f_cat(parts.get(layer).context("a layer was not seen")?, 0)?)
         };
-        consumers.map(layer).collect()
+        let of = |layer: &LayerId| Ok(Seen { x_nc: all(&tokens.x, layer)?, g_nr: all(&tokens.g, layer)? });
+        self.consumers().map(|(_, consumer)| of(&consumer.name)).collect()
+    }
+
+    fn layers(&self, rank: u32) -> Result<Vec<Layer>> {
+        let (seen, fresh) = (self.sweep(&self.samples)?, self.sweep(&self.held_out)?);
+        let both = seen.into_iter().zip(fresh).zip(self.consumers());
+        both.map(|((seen, fresh), (_, c))| Layer::new(c.name.clone(), &c.weight, seen, fresh, rank)).collect()
     }
 
     /// Returns the losses on both texts, summed over targets and divided by all tokens, as the Fisher counts.
@@ -286,7 +319,7 @@ impl Bench {
     fn set(&mut self, layer: &LayerId, w_rc: &Tensor) {
         let linears = self.decoder.blocks.iter_mut().flat_map(model::Block::linears_mut);
         for linear in linears.filter(|linear| linear.name == *layer) {
-            linear.weight = w_rc.shallow_clone();
+            linear.weight = w_rc.to_kind(Kind::Float);
         }
     }
 
@@ -295,7 +328,7 @@ impl Bench {
         let mut rise = Rise::default();
         for (layer, removed) in layers {
             let (w_rc, predicted) = choice.remove(layer, removed)?;
-            let (slope, fisher) = layer.along(&w_rc.f_sub(&layer.w_rc)?)?;
+            let (slope, fisher) = layer.seen.along(&w_rc.f_sub(&layer.w_rc)?)?;
             rise = Rise {
                 predicted: rise.predicted + predicted,
                 slope: rise.slope + slope,
@@ -312,67 +345,62 @@ impl Bench {
     }
 }
 
-fn print_errors(layers: &[Layer], floors: &[f64]) -> Result<()> {
-    println!("‖F − sum‖ / ‖F‖ by layer; share of directions below each floor, and the smallest\n");
-    println!(
-        "{:<28} {:>7} {:>7} {:>7} {:>7}  half-steps  below {floors:?}, smallest",
-        "layer", "K-FAC", "rank 1", "rank 2", "rank 3"
-    );
+fn print_errors(layers: &[Layer]) -> Result<()> {
+    println!("‖F − sum‖ / ‖F‖ on the calibration text | on held-out text, distinct pairs of tokens\n");
+    println!("{:<28} K-FAC  rank 1 rank 2 rank 3 | K-FAC  rank 1 rank 2 rank 3 | half-steps (last rise)", "layer");
     for layer in layers {
-        let fisher_squared = layer.fisher_norm_squared()?;
-        let error = |terms: &[&KroneckerTerm]| layer.relative_error(terms, fisher_squared);
+        print!("{:<28}", layer.name.as_str());
         let terms: Vec<&KroneckerTerm> = layer.sum.terms.iter().collect();
-        let ranks: Vec<String> =
-            (1..=3).map(|k| Ok(format!("{:7.4}", error(&terms[..k.min(terms.len())])?))).collect::<Result<_>>()?;
-        let mut below = Vec::new();
-        let mut smallest = 0.0;
-        for &floor in floors {
-            if let (_, Some(clamping)) = (Choice::Sum { floor }).order(layer)? {
-                below.push(format!("{:.4}", clamping.clamped as f64 / clamping.directions as f64));
-                smallest = clamping.smallest;
+        for (seen, pairs) in [(&layer.seen, Pairs::All), (&layer.fresh, Pairs::Distinct)] {
+            let norm_squared = seen.norm_squared(pairs)?;
+            print!(" {:.4}", seen.relative_error(&[&layer.independent], norm_squared)?);
+            for rank in 1..=3 {
+                print!(" {:.4}", seen.relative_error(&terms[..rank.min(terms.len())], norm_squared)?);
             }
+            print!(" |");
         }
-        println!(
-            "{:<28} {:7.4} {}  {:?}  {} {smallest:.2}",
-            layer.name.as_str(),
-            error(&[&layer.independent])?,
-            ranks.join(" "),
-            layer.sum.half_steps,
-            below.join(" ")
-        );
+        for (half_steps, rise) in layer.sum.half_steps.iter().zip(&layer.sum.last_rise) {
+            print!(" {half_steps} ({rise:.4})");
+        }
+        println!();
+    }
+    println!("\nshare of directions of rank 2 whose curvature is below {FLOORS:?} of the first term's; the least\n");
+    for layer in layers {
+        print!("{:<28}", layer.name.as_str());
+        let mut least = f64::INFINITY;
+        for floor in FLOORS {
+            let (_, clamping) = Choice::Sum { floor }.order(layer)?;
+            let clamping = clamping.context("a sum says what it was clamped by")?;
+            print!(" {:.4}", clamping.clamped as f64 / clamping.directions as f64);
+            least = clamping.smallest;
+        }
+        println!("   {least:.2}");
     }
     Ok(())
 }
 
-fn print_removals(bench: &mut Bench, layers: &[Layer], choices: &[Choice]) -> Result<()> {
+fn print_removals(bench: &mut Bench, layers: &[Layer]) -> Result<()> {
     let before = bench.losses()?;
     println!("\nloss before: calibration {:.4}, held-out {:.4} nats per token", before.0, before.1);
-    println!("rise in 1e-3 nats per token; 'of F' is ½ δᵀ F δ with the Fisher itself, 'slope' its first-order term\n");
     println!(
-        "{:<34} {:<14} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "channels removed in all these layers; rise in 1e-3 nats per token; 'of F' is ½ δᵀ F δ with the calibration"
+    );
+    println!("text's Fisher itself, without damping and layer by layer; 'slope' is the first-order term\n");
+    println!(
+        "{:<20} {:<14} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "removed", "curvature", "predicted", "of F", "slope", "measured", "held-out"
     );
-    let orders = |choice: Choice| layers.iter().map(|layer| Ok(choice.order(layer)?.0)).collect::<Result<Vec<_>>>();
-    for (percent, own) in [(5, false), (5, true), (20, true), (40, true)] {
-        for &choice in choices {
-            let orders = if own { orders(choice)? } else { scattered(layers) };
-            let gone = |i: usize| &orders[i][..layers[i].w_rc.size()[1] as usize * percent / 100];
-            let mut rises = Vec::new();
-            for (i, layer) in layers.iter().enumerate() {
-                rises.push(bench.rise(&[(layer, gone(i))], choice, before)?);
-            }
-            let which = if own { "own choice" } else { "same scattered" };
-            let mean = |of: fn(&Rise) -> f64| rises.iter().map(of).sum::<f64>() / rises.len() as f64;
-            let alone = Rise {
-                predicted: mean(|r| r.predicted),
-                slope: mean(|r| r.slope),
-                fisher: mean(|r| r.fisher),
-                calibration: mean(|r| r.calibration),
-                held_out: mean(|r| r.held_out),
-            };
-            print_rise(&format!("{percent} % of a layer, {which}"), choice, &alone);
-            let all: Vec<(&Layer, &[Unit])> = layers.iter().enumerate().map(|(i, layer)| (layer, gone(i))).collect();
-            print_rise(&format!("{percent} % of all, {which}"), choice, &bench.rise(&all, choice, before)?);
+    for (percent, own) in [(5, false), (20, false), (5, true), (20, true), (40, true)] {
+        let sums = FLOORS.map(|floor| Choice::Sum { floor });
+        for choice in [Choice::Independent, Choice::Nearest].into_iter().chain(sums) {
+            let order = |layer| if own { Ok(choice.order(layer)?.0) } else { Ok(scattered(layer)) };
+            let orders = layers.iter().map(order).collect::<Result<Vec<_>>>()?;
+            let gone =
+                |(layer, order): (&Layer, &Vec<Unit>)| order[..layer.units().kept.len() * percent / 100].to_vec();
+            let all: Vec<Vec<Unit>> = layers.iter().zip(&orders).map(gone).collect();
+            let all: Vec<(&Layer, &[Unit])> = layers.iter().zip(all.iter().map(Vec::as_slice)).collect();
+            let which = if own { "own choice" } else { "scattered" };
+            print_rise(&format!("{percent} %, {which}"), choice, &bench.rise(&all, choice, before)?);
         }
     }
     Ok(())
@@ -380,38 +408,31 @@ fn print_removals(bench: &mut Bench, layers: &[Layer], choices: &[Choice]) -> Re
 
 fn print_rise(what: &str, choice: Choice, rise: &Rise) {
     let Rise { predicted, slope, fisher, calibration, held_out } = rise;
-    print!("{what:<34} {:<14}", choice.name());
+    print!("{what:<20} {:<14}", choice.name());
     for value in [predicted, fisher, slope, calibration, held_out] {
         print!(" {:9.3}", value * 1e3);
     }
     println!();
 }
 
-/// Returns the channels of each layer in an order that no curvature has to do with.
-fn scattered(layers: &[Layer]) -> Vec<Vec<Unit>> {
-    let order = |layer: &Layer| {
-        let channels = layer.w_rc.size()[1] as u32;
-        // 89 shares no factor with a width below it or with 341 = 11 · 31.
-        (0..channels).map(|i| Unit { kind: UnitKind::FfnChannel, index: (i * 89 + 7) % channels }).collect()
-    };
-    layers.iter().map(order).collect()
+/// Returns a layer's channels in an order that no curvature has to do with.
+fn scattered(layer: &Layer) -> Vec<Unit> {
+    let channels = layer.units().kept.len() as u32;
+    // 89 is prime: all channels of a layer whose width it does not divide.
+    (0..channels).map(|i| Unit { kind: UnitKind::FfnChannel, index: (i * 89 + 7) % channels }).collect()
 }
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let mut path = |default: PathBuf| arguments.next().map_or(default, PathBuf::from);
-    let root = e2e::root();
-    let (model, text) = (path(e2e::glassllm()), path(root.join("testdata/text/calibration")));
-    let held_out = path(root.join("testdata/text/heldout"));
+    let mut path = |default: fn() -> PathBuf| arguments.next().map_or_else(default, PathBuf::from);
+    let (model, text) = (path(e2e::glassllm), path(|| e2e::root().join("testdata/text/calibration")));
+    let held_out = path(|| e2e::root().join("testdata/text/heldout"));
     let mut number = |default: u64| arguments.next().map_or(Ok(default), |text| text.parse::<u64>());
-    let (samples, seq_len) = (number(64)?, number(128)?);
+    let sizes = (number(64)?, number(128)?, number(1)?);
     let _no_grad = tch::no_grad_guard();
-    let mut bench = Bench::read(&model, &text, &held_out, samples, seq_len)?;
+    let mut bench = Bench::read(&model, &text, &held_out, sizes)?;
     let layers = bench.layers(3)?;
-    let floors = [0.01, 0.1, 0.3];
-    println!("{} tokens, {} threads", layers[0].tokens(), tch::get_num_threads());
-    print_errors(&layers, &floors)?;
-    let choices: Vec<Choice> =
-        [Choice::Independent, Choice::Nearest].into_iter().chain(floors.map(|floor| Choice::Sum { floor })).collect();
-    print_removals(&mut bench, &layers, &choices)
+    println!("{} tokens, {} threads\n", layers[0].seen.tokens(), tch::get_num_threads());
+    print_errors(&layers)?;
+    print_removals(&mut bench, &layers)
 }

@@ -59,11 +59,14 @@ pub struct CorrectOptions {
 }
 
 impl Default for CorrectOptions {
+    /// Returns what helped wherever it was tried. On SmolLM2-135M at 70 % (samples of 256 tokens), 32 steps took the
+    /// perplexity on other held-out text down by 16 %; a rate of 3e-3 gave 19 %, and 1e-2 over 64 steps learnt its
+    /// samples by heart from step 32 on.
     fn default() -> Self {
         Self {
             rank: 8,
             alpha: 8.0,
-            steps: 64,
+            steps: 32,
             learning_rate: 1e-3,
             weight_decay: 0.0,
             batch: 4,

@@ -12,6 +12,7 @@ fn spec() -> RunSpec {
         shots: 1,
         samples: 2,
         seq_len: 8,
+        damping_a: 0.01,
         max_damped_layers: 9,
         ..RunSpec::new("/m", "/d", "/out dir/small", Target::Size(0.8))
     }
