@@ -2,17 +2,17 @@
 //! removal of a few channels against what the loss then does.
 //!
 //! ```text
-//! cargo run --release -p e2e --example kronecker_rank [MODEL TEXT HELD_OUT [SAMPLES [TOKENS [EVERY]]]]
+//! cargo run --release -p surgeon --example kronecker_rank -- \
+//!     ~/.cache/llm-surgeon/models/glassllm-en testdata/text/calibration testdata/text/heldout [SAMPLES [TOKENS [EVERY]]]
 //! ```
 //!
-//! Without arguments: glassllm from the cache and the repository's text. EVERY: only every so manieth block. All tokens'
-//! inputs and gradients are held in memory, so that passes over them are cheap and the Fisher's norm is exact. The
-//! model runs in f32, all curvature is in f64.
+//! SAMPLES of TOKENS each (64, 128); EVERY: only every so manieth block (1). All tokens' inputs and gradients are held
+//! in memory, so that passes over them are cheap and the Fisher's norm is exact. The model runs in f32, all curvature is
+//! in f64.
 
 // What a person runs may print.
 #![allow(clippy::print_stdout, reason = "an example")]
 
-use anyhow::{Context, Result};
 use curvature::{BlockFactors, KroneckerSum, KroneckerTerm, PowerIteration, PowerOptions, Side};
 use model::sweep::{self, Observer, ObserverError, SweepOptions};
 use model::tokens::{DataOptions, Draw, Tokenizer, pack_samples, read_documents, segments};
@@ -26,6 +26,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use types::{DampingScale, Fisher, LayerId, Scoring, Structure, Unit, UnitKind, Update};
+
+type Result<T> = std::result::Result<T, ObserverError>;
 
 /// Tokens in one block of the pairs whose sum is the Fisher's norm.
 const BLOCK: i64 = 1024;
@@ -43,17 +45,17 @@ struct Tokens {
 impl Observer for Tokens {
     fn block(&mut self, _block: u32) {}
 
-    fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
+    fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<()> {
         self.x.entry(layer.clone()).or_default().push(x_nc.f_to_kind(Kind::Double)?);
         Ok(())
     }
 
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<()> {
         self.g.entry(layer.clone()).or_default().push(dy_nr.f_to_kind(Kind::Double)?);
         Ok(())
     }
 
-    fn finished(&mut self, _block: u32) -> Result<(), ObserverError> {
+    fn finished(&mut self, _block: u32) -> Result<()> {
         Ok(())
     }
 }
@@ -97,7 +99,7 @@ impl Seen {
     /// Returns ‖F − Σ terms‖ / ‖F‖.
     fn relative_error(&self, terms: &[&KroneckerTerm], norm_squared: f64) -> Result<f64> {
         let dot =
-            |m: &Tensor, n: &Tensor| Ok::<_, anyhow::Error>(m.f_mul(n)?.f_sum(Kind::Double)?.f_double_value(&[])?);
+            |m: &Tensor, n: &Tensor| Ok::<_, ObserverError>(m.f_mul(n)?.f_sum(Kind::Double)?.f_double_value(&[])?);
         let form = |z: &Tensor, m: &Tensor| {
             z.f_matmul(m)?.f_mul_(z)?.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)
         };
@@ -116,7 +118,7 @@ impl Seen {
     fn along(&self, delta_rc: &Tensor) -> Result<(f64, f64)> {
         let products = self.x_nc.f_matmul(&delta_rc.f_tr()?)?.f_mul_(&self.g_nr)?;
         let slope_n = products.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)?;
-        let mean = |t: &Tensor| Ok::<_, anyhow::Error>(t.f_mean(Kind::Double)?.f_double_value(&[])?);
+        let mean = |t: &Tensor| Ok::<_, ObserverError>(t.f_mean(Kind::Double)?.f_double_value(&[])?);
         Ok((mean(&slope_n)?, 0.5 * mean(&slope_n.f_square()?)?))
     }
 }
@@ -294,7 +296,7 @@ impl Bench {
         let mut tokens = Tokens::default();
         sweep::run(&self.decoder, samples, &options, &mut tokens, &mut |_, _| ControlFlow::Continue(()))?;
         let all = |parts: &BTreeMap<LayerId, Vec<Tensor>>, layer: &LayerId| {
-            Ok::<_, anyhow::Error>(Tensor::f_cat(parts.get(layer).context("a layer was not seen")?, 0)?)
+            Ok::<_, ObserverError>(Tensor::f_cat(parts.get(layer).ok_or("a layer was not seen")?, 0)?)
         };
         let of = |layer: &LayerId| Ok(Seen { x_nc: all(&tokens.x, layer)?, g_nr: all(&tokens.g, layer)? });
         self.consumers().map(|(_, consumer)| of(&consumer.name)).collect()
@@ -311,7 +313,7 @@ impl Bench {
         let of = |segments: &[Vec<i64>]| {
             let loss = perplexity::evaluate(&self.decoder, segments, 8, &mut |_, _| ControlFlow::Continue(()))?.mean;
             let tokens = segments[0].len() as f64;
-            Ok::<_, anyhow::Error>(loss * (tokens - 1.0) / tokens)
+            Ok::<_, ObserverError>(loss * (tokens - 1.0) / tokens)
         };
         Ok((of(&self.samples)?, of(&self.held_out)?))
     }
@@ -370,7 +372,7 @@ fn print_errors(layers: &[Layer]) -> Result<()> {
         let mut least = f64::INFINITY;
         for floor in FLOORS {
             let (_, clamping) = Choice::Sum { floor }.order(layer)?;
-            let clamping = clamping.context("a sum says what it was clamped by")?;
+            let clamping = clamping.ok_or("a sum says what it was clamped by")?;
             print!(" {:.4}", clamping.clamped as f64 / clamping.directions as f64);
             least = clamping.smallest;
         }
@@ -424,9 +426,8 @@ fn scattered(layer: &Layer) -> Vec<Unit> {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let mut path = |default: fn() -> PathBuf| arguments.next().map_or_else(default, PathBuf::from);
-    let (model, text) = (path(e2e::glassllm), path(|| e2e::root().join("testdata/text/calibration")));
-    let held_out = path(|| e2e::root().join("testdata/text/heldout"));
+    let mut path = |what: &str| arguments.next().map(PathBuf::from).ok_or(format!("no {what} is given"));
+    let (model, text, held_out) = (path("model folder")?, path("calibration text")?, path("held-out text")?);
     let mut number = |default: u64| arguments.next().map_or(Ok(default), |text| text.parse::<u64>());
     let sizes = (number(64)?, number(128)?, number(1)?);
     let _no_grad = tch::no_grad_guard();
