@@ -319,9 +319,10 @@ fn lettered(count: usize) -> String {
 #[test]
 fn sets_share_no_window_and_each_is_spread_over_the_text() {
     let place = Place::new(true);
-    let numbered = |document: usize| -> String { (0..200).map(|n| format!("{:05}", 200 * document + n)).collect() };
-    let lines: String = (0..60).map(|document| format!("{{\"text\": \"{}\"}}\n", numbered(document))).collect();
-    place.write("x.jsonl", lines);
+    let numbered =
+        |document: usize| (0..200).map(|n| format!("{:05}", 200 * document + n)).collect::<Vec<_>>().concat();
+    let lines: Vec<String> = (0..60).map(|document| format!("{{\"text\": \"{}\"}}\n", numbered(document))).collect();
+    place.write("x.jsonl", lines.concat());
     let documents = place.read(&["x.jsonl"]).unwrap();
     let pack = |sets| pack_samples(&documents, &place.tokenizer(), Draw { sets, ..draw(128, 16, 7) }).unwrap();
     assert_eq!(pack(1).ids, pack_samples(&documents, &place.tokenizer(), draw(128, 16, 7)).unwrap().ids);

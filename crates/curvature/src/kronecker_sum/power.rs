@@ -156,7 +156,7 @@ impl PowerIteration {
         }
         if !settled {
             let (term, rise) = (self.found.terms.len() + 1, sought.rise);
-            tracing::warn!(layer = self.layer, term, rise, "a term of the Kronecker sum has not settled");
+            tracing::debug!(layer = self.layer, term, rise, "a term of the Kronecker sum has not settled");
         }
         self.keep(sought);
         if self.found.terms.len() >= self.options.rank as usize {
