@@ -17,6 +17,9 @@
 //! The halves alternate: each gives the best G (or A) for its twin, so the error falls from pass to pass. With both in one
 //! pass, each from the other's last value, there are two interleaved sequences of the same rate per pass, for
 //! both products' price; and the scale between them would take one more pass.
+//!
+//! A warning: tokens weigh with ‖g‖⁴ ‖x‖⁴. On few tokens of a model with massive activations the nearest terms fit those few
+//! tokens, and describe other text worse than the plain means do.
 
 mod basis;
 mod half_step;
