@@ -113,13 +113,15 @@ def main():
         if summary is None:
             print(f"  not done yet: {name} at {sizes}", file=sys.stderr)
             continue
-        results.update({(name, size): of_size for size, of_size in measured(summary, sizes)})
+        found = list(measured(summary, sizes))
+        results.update({(name, size): of_size for size, of_size in found})
         shots = [{key: shot[key] for key in ("shot", "predicted", "measured")} for shot in summary["shots"]]
         figures.append({"name": name, "options": row, "run": summary["run"], "shots": shots})
         before = summary["evaluation_before"]
-        found = measured(summary, sizes)
         figures[-1]["sizes"] = [{"size": left, "ratio": p / before["perplexity"]} for _, (p, left) in found]
-        table = render(before, results)
+    if not figures:
+        sys.exit("no row is done")
+    table = render(before, results)
     print(table)
     if not options.rows:
         page.write_text(

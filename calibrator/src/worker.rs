@@ -149,14 +149,14 @@ impl Handler {
         }
         let report = corrected.report;
         let before = report.loss_before.unwrap_or(f64::NAN);
-        let after = report.loss_after.filter(|_| report.kept).unwrap_or(before);
-        tracing::info!(before, after, steps = report.steps_done, kept = report.kept, "checkpoint corrected");
+        let after = report.loss_after.unwrap_or(before);
+        tracing::info!(before, after, steps = report.steps_done, kept = report.steps_kept, "checkpoint corrected");
         Ok(v1::CorrectResult {
             layers,
             loss_before: before,
             loss_after: after,
             steps_done: report.steps_done,
-            steps_kept: if report.kept { report.steps_kept } else { 0 },
+            steps_kept: report.steps_kept,
             peak_memory_bytes: peak_memory_bytes(),
         })
     }

@@ -22,8 +22,9 @@ pub(crate) use score::{score, update};
 use crate::error::RunError;
 use crate::event::Prepared;
 use crate::run::Run;
+use bytes::Bytes;
 use proto::InvalidMessage;
-use types::{FactorDamping, ObjectRef, UnitGroup};
+use types::{Checkpoint, FactorDamping, ObjectRef, UnitGroup};
 
 /// Returns what Prepare found.
 fn prepared(run: &Run) -> Result<Prepared, RunError> {
@@ -44,6 +45,12 @@ async fn load_json<T: serde::de::DeserializeOwned>(run: &Run, object: &ObjectRef
         return Err(invalid(format!("object '{}'", object.key), "its BLAKE3 is not the one in the journal"));
     }
     serde_json::from_slice(&bytes).map_err(|e| invalid(format!("object '{}'", object.key), e.to_string()))
+}
+
+/// Writes what a checkpoint consists of.
+async fn put_manifest(run: &Run, key: &str, checkpoint: &Checkpoint) -> Result<(), RunError> {
+    let manifest = serde_json::to_vec_pretty(checkpoint).map_err(|e| invalid("manifest", e.to_string()))?;
+    Ok(run.store().put(key, Bytes::from(manifest)).await?)
 }
 
 /// Returns in how many layers damping was raised, and the largest used; fails beyond what the run allows.

@@ -59,14 +59,52 @@ pub(crate) struct BlockJob {
 }
 
 impl BlockJob {
+    /// Returns the removal problems of the block, in the order of its description.
+    fn sites(&self) -> Result<Vec<Site<'_>>, Error> {
+        let layers = || self.block.layers.iter().filter(|l| l.curvature);
+        match self.spec.structure {
+            Structure::Coupled => self.block.groups.iter().map(|group| self.coupled_site(group)).collect(),
+            Structure::RowColumn => Ok(layers().map(|layer| self.row_column_site(layer)).collect()),
+            Structure::Element | Structure::NofM => Ok(layers().map(|layer| Site::Elements { layer }).collect()),
+        }
+    }
+
+    fn coupled_site(&self, group: &UnitGroup) -> Result<Site<'_>, Error> {
+        let layer = self.block.layers.iter().find(|l| l.layer == group.layer);
+        let layer =
+            layer.ok_or_else(|| Error::Bug(format!("units of layer {}, which the block lacks", group.layer)))?;
+        let units = Units {
+            kind: group.kind,
+            kept: self.units_left(group),
+            columns_per_unit: group.columns_per_unit,
+            groups: group.together,
+            min_keep: group.min_keep,
+            freed_per_unit: group.freed_per_unit.prunable,
+        };
+        Ok(Site::Coupled { layer, units })
+    }
+
+    fn row_column_site<'a>(&self, layer: &'a LayerDescription) -> Site<'a> {
+        let (rows, columns) = match self.cut(&layer.layer) {
+            Some(state) => (state.kept_rows.clone(), state.kept.clone()),
+            None => ((0..layer.rows as u32).collect(), (0..layer.columns as u32).collect()),
+        };
+        Site::RowColumn { layer, rows, columns }
+    }
+
     /// Returns the units of each group that are left.
     fn kept(&self) -> BTreeMap<LayerId, Vec<u32>> {
-        let kept = |group: &UnitGroup| {
-            let is_cut = |state: &LayerState| state.layer == group.layer && state.kind != UnitKind::Whole;
-            let changed = self.changed.iter().find(|(state, _)| is_cut(state));
-            changed.map_or_else(|| (0..group.units * group.together).collect(), |(state, _)| state.kept.clone())
-        };
-        self.block.groups.iter().map(|group| (group.layer.clone(), kept(group))).collect()
+        self.block.groups.iter().map(|group| (group.layer.clone(), self.units_left(group))).collect()
+    }
+
+    fn units_left(&self, group: &UnitGroup) -> Vec<u32> {
+        self.cut(&group.layer).map_or_else(|| (0..group.units * group.together).collect(), |state| state.kept.clone())
+    }
+
+    /// Returns the state of a layer that has lost units.
+    fn cut(&self, layer: &LayerId) -> Option<&LayerState> {
+        let states = self.changed.iter().map(|(state, _)| state);
+        states.filter(|state| state.kind != UnitKind::Whole).find(|state| state.layer == *layer)
     }
 }
 
@@ -153,27 +191,19 @@ impl Bench {
 
     /// Returns the removal path of each of the block's sites; `cancelled` is asked before each.
     pub(crate) fn score(&mut self, job: &BlockJob, cancelled: &dyn Fn() -> bool) -> Result<Vec<RemovalPath>, Error> {
-        tch::no_grad(|| {
-            let layers = self.overlays(job)?;
-            let mut paths = Vec::new();
-            for site in Self::sites(job, &layers)? {
-                if cancelled() {
-                    return Err(Error::Cancelled);
+        self.each_site(job, cancelled, |bench, site, changed| {
+            let problem = bench.problem(&job.spec, site.layer(), changed)?;
+            Ok(Some(match site {
+                Site::Coupled { units, .. } => {
+                    pruning::coupled_path(&problem, units, job.spec.scoring, job.spec.update)?
                 }
-                let problem = self.problem(&job.spec, site.layer(), layers.get(&site.layer().layer))?;
-                paths.push(match &site {
-                    Site::Coupled { units, .. } => {
-                        pruning::coupled_path(&problem, units, job.spec.scoring, job.spec.update)?
-                    }
-                    Site::RowColumn { rows, columns, .. } => {
-                        pruning::row_column_path(&problem, rows, columns, job.spec.scoring, job.spec.update)?
-                    }
-                    Site::Elements { layer } => {
-                        return Err(Error::Bug(format!("single weights of {} have no path", layer.layer)));
-                    }
-                });
-            }
-            Ok(paths)
+                Site::RowColumn { rows, columns, .. } => {
+                    pruning::row_column_path(&problem, rows, columns, job.spec.scoring, job.spec.update)?
+                }
+                Site::Elements { layer } => {
+                    return Err(Error::Bug(format!("single weights of {} have no path", layer.layer)));
+                }
+            }))
         })
     }
 
@@ -184,17 +214,9 @@ impl Bench {
         digit: Digit,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Vec<CostHistogram>, Error> {
-        tch::no_grad(|| {
-            let layers = self.overlays(job)?;
-            let mut histograms = Vec::new();
-            for site in Self::sites(job, &layers)? {
-                if cancelled() {
-                    return Err(Error::Cancelled);
-                }
-                let problem = self.problem(&job.spec, site.layer(), layers.get(&site.layer().layer))?;
-                histograms.push(elements::histogram(&problem, &job.spec, digit)?);
-            }
-            Ok(histograms)
+        self.each_site(job, cancelled, |bench, site, changed| {
+            let problem = bench.problem(&job.spec, site.layer(), changed)?;
+            elements::histogram(&problem, &job.spec, digit).map(Some)
         })
     }
 
@@ -206,44 +228,55 @@ impl Bench {
         cuts: &[LayerCut],
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Vec<NewLayer>, Error> {
+        let mut result = self.each_site(job, cancelled, |bench, site, changed| {
+            let layer = &site.layer().layer;
+            if let Some(cut) = element_cut(layer, cuts) {
+                let problem = bench.problem(&job.spec, site.layer(), changed)?;
+                let (updated, zeros) = elements::update(&problem, &job.spec, cut)?;
+                let mut new = new_layer(site, updated)?;
+                new.state.zeros = zeros;
+                return Ok(Some(new));
+            }
+            let removed = removed(layer, paths, cuts)?;
+            if removed.is_empty() {
+                return Ok(None);
+            }
+            let problem = bench.problem(&job.spec, site.layer(), changed)?;
+            let updated = match site {
+                Site::Coupled { units, .. } => pruning::coupled_update(&problem, units, &removed, job.spec.update)?,
+                Site::RowColumn { rows, columns, .. } => {
+                    pruning::row_column_update(&problem, rows, columns, &removed, job.spec.update)?
+                }
+                Site::Elements { .. } => return Err(Error::Bug(format!("{layer} was cut along a path"))),
+            };
+            new_layer(site, updated).map(Some)
+        })?;
+        // What no cut touched stays as it was: corrected producers, consumers with all their units.
+        for (state, _) in &job.changed {
+            if !result.iter().any(|new| new.state.layer == state.layer) {
+                result.push(NewLayer { state: state.clone(), weights: None, predicted: 0.0 });
+            }
+        }
+        Ok(result)
+    }
+
+    /// Returns what `each` finds of the block's sites, in their order; `cancelled` is asked before each.
+    fn each_site<T>(
+        &mut self,
+        job: &BlockJob,
+        cancelled: &dyn Fn() -> bool,
+        mut each: impl FnMut(&mut Self, &Site<'_>, Option<&LayerOverlay>) -> Result<Option<T>, Error>,
+    ) -> Result<Vec<T>, Error> {
         tch::no_grad(|| {
             let layers = self.overlays(job)?;
-            let mut result = Vec::new();
-            for site in Self::sites(job, &layers)? {
+            let mut found = Vec::new();
+            for site in job.sites()? {
                 if cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let layer = &site.layer().layer;
-                if let Some(cut) = element_cut(layer, cuts) {
-                    let problem = self.problem(&job.spec, site.layer(), layers.get(layer))?;
-                    let (updated, zeros) = elements::update(&problem, &job.spec, cut)?;
-                    let mut new = new_layer(&site, updated)?;
-                    new.state.zeros = zeros;
-                    result.push(new);
-                    continue;
-                }
-                let removed = removed(layer, paths, cuts)?;
-                if !removed.is_empty() {
-                    let problem = self.problem(&job.spec, site.layer(), layers.get(layer))?;
-                    let updated = match &site {
-                        Site::Coupled { units, .. } => {
-                            pruning::coupled_update(&problem, units, &removed, job.spec.update)?
-                        }
-                        Site::RowColumn { rows, columns, .. } => {
-                            pruning::row_column_update(&problem, rows, columns, &removed, job.spec.update)?
-                        }
-                        Site::Elements { .. } => return Err(Error::Bug(format!("{layer} was cut along a path"))),
-                    };
-                    result.push(new_layer(&site, updated)?);
-                }
+                found.extend(each(self, &site, layers.get(&site.layer().layer))?);
             }
-            // What no cut touched stays as it was: corrected producers, consumers with all their units.
-            for (state, _) in &job.changed {
-                if !result.iter().any(|new| new.state.layer == state.layer) {
-                    result.push(NewLayer { state: state.clone(), weights: None, predicted: 0.0 });
-                }
-            }
-            Ok(result)
+            Ok(found)
         })
     }
 
@@ -268,22 +301,6 @@ impl Bench {
             Ok((state.layer.clone(), LayerOverlay::decode(state, bytes.as_deref(), self.device)?))
         };
         job.changed.iter().map(decode).collect()
-    }
-
-    /// Returns the removal problems of a block, in the order of its description.
-    fn sites<'a>(job: &'a BlockJob, changed: &BTreeMap<LayerId, LayerOverlay>) -> Result<Vec<Site<'a>>, Error> {
-        match job.spec.structure {
-            Structure::Coupled => {
-                job.block.groups.iter().map(|group| coupled_site(&job.block, group, changed)).collect()
-            }
-            Structure::RowColumn => {
-                let wanted = job.block.layers.iter().filter(|l| l.curvature);
-                Ok(wanted.map(|layer| row_column_site(layer, changed.get(&layer.layer))).collect())
-            }
-            Structure::Element | Structure::NofM => {
-                Ok(job.block.layers.iter().filter(|l| l.curvature).map(|layer| Site::Elements { layer }).collect())
-            }
-        }
     }
 
     /// Returns a layer's weights and curvature.
@@ -360,35 +377,6 @@ fn still_there(job: &BlockJob, group: &UnitGroup, then: &[u32], now: &[u32]) -> 
 fn tokens(metadata: &BTreeMap<String, String>) -> Result<u64, Error> {
     let tokens = metadata.get("tokens").and_then(|t| t.parse().ok());
     tokens.ok_or_else(|| Error::Bug("factors do not say over how many tokens they are".into()))
-}
-
-fn coupled_site<'a>(
-    block: &'a BlockDescription,
-    group: &UnitGroup,
-    changed: &BTreeMap<LayerId, LayerOverlay>,
-) -> Result<Site<'a>, Error> {
-    let layer = block.layers.iter().find(|l| l.layer == group.layer);
-    let layer = layer.ok_or_else(|| Error::Bug(format!("units of layer {}, which the block lacks", group.layer)))?;
-    let all = 0..group.units * group.together;
-    let cut = changed.get(&group.layer).filter(|c| c.kind != UnitKind::Whole);
-    let kept = cut.map_or_else(|| all.collect(), |c| c.kept.clone());
-    let units = Units {
-        kind: group.kind,
-        kept,
-        columns_per_unit: group.columns_per_unit,
-        groups: group.together,
-        min_keep: group.min_keep,
-        freed_per_unit: group.freed_per_unit.prunable,
-    };
-    Ok(Site::Coupled { layer, units })
-}
-
-fn row_column_site<'a>(layer: &'a LayerDescription, changed: Option<&LayerOverlay>) -> Site<'a> {
-    let (rows, columns) = match changed.filter(|c| c.kind != UnitKind::Whole) {
-        Some(c) => (c.kept_rows.clone(), c.kept.clone()),
-        None => ((0..layer.rows as u32).collect(), (0..layer.columns as u32).collect()),
-    };
-    Site::RowColumn { layer, rows, columns }
 }
 
 /// Returns which items the cut takes from a layer, if it goes by single weights.

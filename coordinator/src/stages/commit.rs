@@ -1,10 +1,9 @@
 //! A shot exists when its manifest exists. After that, what only the shot needed is deleted.
 
-use super::{invalid, prepared};
+use super::{invalid, prepared, put_manifest};
 use crate::error::RunError;
 use crate::event::Event;
 use crate::run::Run;
-use bytes::Bytes;
 use service::keys;
 use std::collections::BTreeSet;
 use types::{Checkpoint, LayerReport, Sizes, Structure};
@@ -41,8 +40,7 @@ pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
         let layers: Vec<LayerReport> = cut.layers.into_iter().map(report).collect();
         let sizes = sizes_after(run, shot, &checkpoint, cut.freed_prunable)?;
         let key = keys::checkpoint(run.id(), shot);
-        let manifest = serde_json::to_vec_pretty(&checkpoint).map_err(|e| invalid("manifest", e.to_string()))?;
-        run.store().put(&key, Bytes::from(manifest)).await?;
+        put_manifest(run, &key, &checkpoint).await?;
         let predicted = layers.iter().map(|l| l.predicted).sum();
         run.record(Event::ShotCommitted { shot, checkpoint: key, sizes, layers, predicted }).await?;
     }

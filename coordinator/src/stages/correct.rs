@@ -1,11 +1,10 @@
 //! Stage 5, if asked for: a few steps of low rank win back part of what the cut has cost.
 
 use super::calibrate::first_sample;
-use super::{bad_message, invalid, prepared, wrong_result};
+use super::{bad_message, invalid, prepared, put_manifest, wrong_result};
 use crate::error::RunError;
 use crate::event::{Event, ShotCorrected};
 use crate::run::Run;
-use bytes::Bytes;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
@@ -27,9 +26,8 @@ pub(crate) async fn correct(run: &Run, shot: u32) -> Result<(), RunError> {
         .await?;
     }
     // After the record, so that a kill between the two is cured by coming here again.
-    let checkpoint = run.history(|h| h.checkpoint_after(shot));
-    let manifest = serde_json::to_vec_pretty(&checkpoint).map_err(|e| invalid("manifest", e.to_string()))?;
-    Ok(run.store().put(&run.history(|h| h.checkpoint(shot)), Bytes::from(manifest)).await?)
+    let (key, checkpoint) = run.history(|h| (h.checkpoint(shot), h.checkpoint_after(shot)));
+    put_manifest(run, &key, &checkpoint).await
 }
 
 fn corrected(

@@ -97,6 +97,16 @@ pub fn expect(command: &mut Command, code: i32) -> Output {
     output
 }
 
+/// Runs `prune` with `--json` and returns its summary.
+///
+/// # Panics
+/// When it fails, or its last line is no summary.
+pub fn summary(prune: &mut Command) -> serde_json::Value {
+    let run = expect(prune.arg("--json"), 0);
+    let said = String::from_utf8_lossy(&run.stdout);
+    serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("no summary: {e}\n{said}"))
+}
+
 /// Returns a digest over the names and contents of all files below a folder.
 ///
 /// # Panics

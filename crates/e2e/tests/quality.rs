@@ -3,20 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use e2e::{expect, folder_digest, prune};
+use e2e::{folder_digest, prune, summary};
 use serde_json::Value;
-use std::path::Path;
-
-/// Prunes with extra options and returns the summary.
-fn summary(output: &Path, options: &[&str]) -> Value {
-    parse(prune(output).args(options))
-}
-
-fn parse(command: &mut std::process::Command) -> Value {
-    let run = expect(command.arg("--json"), 0);
-    let text = String::from_utf8(run.stdout).unwrap();
-    serde_json::from_str(text.lines().last().unwrap()).unwrap()
-}
 
 fn perplexity(summary: &Value, when: &str) -> f64 {
     summary[format!("evaluation_{when}")]["perplexity"].as_f64().unwrap()
@@ -31,7 +19,7 @@ fn the_update_lowers_the_predicted_rise_and_magnitude_is_far_behind() {
     let at = |name: &str, options: &[&str]| {
         let common =
             ["--shape", "per-layer", "--target-size", "0.5", "--eval-data", &calibration, "--eval-samples", "0"];
-        let said = parse(e2e::prune_plain(&temp.path().join(name)).args(common).args(options));
+        let said = summary(e2e::prune_plain(&temp.path().join(name)).args(common).args(options));
         assert!(said["warnings"].to_string().contains("also calibration data"), "{}", said["warnings"]);
         (said["predicted"].as_f64().unwrap(), perplexity(&said, "after"))
     };
@@ -46,7 +34,7 @@ fn the_update_lowers_the_predicted_rise_and_magnitude_is_far_behind() {
 fn the_summary_agrees_with_a_second_look_at_the_folder() {
     let temp = tempfile::tempdir().unwrap();
     let output = temp.path().join("pruned");
-    let said = summary(&output, &[]);
+    let said = summary(&mut prune(&output));
     let tensors = std::fs::read(output.join("model.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap(); // a reader that is not ours
     let numbers: usize = tensors.iter().map(|(_, t)| t.shape().iter().product::<usize>()).sum();
@@ -68,7 +56,7 @@ fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
         ("paper", &["--structure", "row-column", "--scoring", "independent", "--boundary-dtype", "bf16"]),
     ];
     for (name, options) in cases {
-        let said = summary(&temp.path().join(name), options);
+        let said = summary(prune(&temp.path().join(name)).args(options));
         let (before, after) = (&said["before"]["prunable"], &said["after"]["prunable"]);
         let left = after.as_f64().unwrap() / before.as_f64().unwrap();
         assert!(left <= 0.8 && left > 0.77, "{name}: {left}");
@@ -82,8 +70,7 @@ fn one_run_writes_a_model_at_each_target() {
     let output = temp.path().join("pruned");
     let text = e2e::root().join("testdata/text/heldout").display().to_string();
     let options = ["--targets", "0.7,0.9,0.8", "--shots", "3", "--eval-data", &text, "--eval-samples", "8"];
-    let mut command = e2e::prune_to(&output);
-    let said = parse(command.args(options));
+    let said = summary(e2e::prune_to(&output).args(options));
     let share = |sizes: &Value| sizes["prunable"].as_f64().unwrap() / said["before"]["prunable"].as_f64().unwrap();
     let on_the_way = said["on_the_way"].as_array().unwrap();
     assert_eq!(on_the_way.len(), 2);
@@ -104,12 +91,18 @@ fn one_run_writes_a_model_at_each_target() {
 fn equal_runs_give_equal_bytes() {
     let temp = tempfile::tempdir().unwrap();
     let output = temp.path().join("pruned");
-    let digests = [(); 2].map(|()| {
-        summary(&output, &["--fisher", "sampled"]);
-        let digest = folder_digest(&output);
-        std::fs::remove_dir_all(&output).unwrap();
-        std::fs::remove_dir_all(temp.path().join("pruned.state")).unwrap();
-        digest
-    });
-    assert_eq!(digests[0], digests[1]);
+    let cases: [(&str, &[&str]); 2] = [
+        ("sampled", &["--fisher", "sampled"]),
+        ("corrected", &["--correct-rank", "4", "--correct-steps", "6", "--decay", "1"]),
+    ];
+    for (name, options) in cases {
+        let digests = [(); 2].map(|()| {
+            summary(prune(&output).args(options));
+            let digest = folder_digest(&output);
+            std::fs::remove_dir_all(&output).unwrap();
+            std::fs::remove_dir_all(temp.path().join("pruned.state")).unwrap();
+            digest
+        });
+        assert_eq!(digests[0], digests[1], "{name}");
+    }
 }

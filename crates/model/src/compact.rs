@@ -167,13 +167,13 @@ impl<'a> Compaction<'a> {
 impl Kept {
     fn new(config: &ModelConfig, layers: &BlockLayers, overlay: &Overlay) -> Result<Self, ModelError> {
         let per_group = config.heads_per_group();
-        let attention = overlay.layers.get(&layers.o);
+        let cut = |layer: &LayerId| overlay.layers.get(layer).filter(|l| l.kind != UnitKind::Whole);
+        let attention = cut(&layers.o);
         let (kv_heads, heads) = match attention {
             Some(o) if o.kind == UnitKind::KvGroup => (kept(&layers.o, o, config.kv_heads)?, None),
             Some(o) if o.kind == UnitKind::QueryHead => {
                 ((0..config.kv_heads).collect(), Some(kept(&layers.o, o, config.heads)?))
             }
-            Some(o) if o.kind == UnitKind::Whole => ((0..config.kv_heads).collect(), None),
             Some(o) => return Err(foreign(&layers.o, format!("cannot lose units of kind {}", o.kind))),
             None => ((0..config.kv_heads).collect::<Vec<_>>(), None),
         };
@@ -189,9 +189,8 @@ impl Kept {
             return Err(foreign(&layers.o, "keeps different numbers of query heads in its kv groups".to_owned()));
         }
         let consumer = layers.mlp.consumer();
-        let channels = match overlay.layers.get(consumer) {
+        let channels = match cut(consumer) {
             Some(mlp) if mlp.kind == UnitKind::FfnChannel => kept(consumer, mlp, config.ffn)?,
-            Some(mlp) if mlp.kind == UnitKind::Whole => (0..config.ffn).collect(),
             Some(mlp) => return Err(foreign(consumer, format!("cannot lose units of kind {}", mlp.kind))),
             None => (0..config.ffn).collect(),
         };

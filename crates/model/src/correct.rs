@@ -108,10 +108,8 @@ pub struct CorrectReport {
     pub loss_after: Option<f64>,
     /// Steps done.
     pub steps_done: u32,
-    /// Steps that the kept weights have seen; 0 if nothing is kept.
+    /// Steps that the kept weights have seen; 0 if nothing is kept. Without held-out segments all are kept.
     pub steps_kept: u32,
-    /// Whether there is anything to absorb. Without held-out segments there always is.
-    pub kept: bool,
     /// Why the steps came to an end.
     pub end: CorrectEnd,
     /// Every measurement, that before the first step included.
@@ -349,8 +347,7 @@ impl Run<'_> {
             (None, Some(before)) => (0, Some(before), false),
             (None, None) => (steps_done, None, true),
         };
-        let report =
-            CorrectReport { loss_before: before, loss_after, steps_done, steps_kept, kept, end, history, training };
+        let report = CorrectReport { loss_before: before, loss_after, steps_done, steps_kept, end, history, training };
         Ok(Corrected { report, low_rank: kept.then_some(low_rank) })
     }
 }

@@ -21,7 +21,8 @@ pub struct LayerOverlay {
     pub kept: Vec<u32>,
     /// Rows that are left (`row-column` only).
     pub kept_rows: Vec<u32>,
-    /// New weights: compact [r, columns left] (`coupled`) or dense [r, c] (`row-column`); `None`: the base model's.
+    /// New weights; `None`: the base model's. Compact [r, columns left] where units of the layer went (`coupled`), otherwise
+    /// dense [r, c]: with zeros, or of a layer that has lost nothing itself (`Whole`).
     pub weight: Option<Tensor>,
     /// New bias, [r]; `None`: the base model's.
     pub bias: Option<Tensor>,

@@ -8,7 +8,7 @@ use types::Schedule;
 /// Linear: `dense − (dense − target)·k/T`. Geometric: `dense·(target/dense)^(k/T)`, which removes the same fraction of
 /// what is left in every shot. The last is exactly `target`; sizes fall strictly whenever there are at least as many
 /// weights to remove as shots, otherwise they never rise. All are `target` when nothing has to go.
-pub fn limits(dense: u64, target: u64, shots: u32, schedule: Schedule) -> Vec<u64> {
+fn limits(dense: u64, target: u64, shots: u32, schedule: Schedule) -> Vec<u64> {
     if target >= dense {
         return vec![target; shots as usize];
     }

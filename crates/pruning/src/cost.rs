@@ -28,7 +28,7 @@ use crate::problem::{Prepared, in_either_precision};
 use crate::select::Rounds;
 use crate::{LayerProblem, PruningError, Units};
 use curvature::inverse;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use types::{PathStep, RemovalPath, Scoring, Unit, UnitKind, Update};
 
 /// Removals between two settlements of the low-rank terms. Measured at C = 1536: 16 takes a third longer, 32 to 96 the same;
@@ -152,17 +152,4 @@ pub(crate) fn live_positions(
 /// Returns M = Wᵀ G W, `[C, C]`.
 fn input_energy(p: &Prepared) -> Result<Tensor, PruningError> {
     Ok(p.w_rc.f_tr()?.f_matmul(&p.g_w()?)?)
-}
-
-/// Returns a cost that can be one: not finite and, in f32, negative values are `Unstable`; in f64 a negative rest is zero.
-fn checked_cost(p: &Prepared, cost: f64, removed: usize) -> Result<f64, PruningError> {
-    let rounding = cost < 0.0 && p.w_rc.kind() == Kind::Double;
-    if cost.is_finite() && (cost >= 0.0 || rounding) {
-        return Ok(cost.max(0.0));
-    }
-    Err(unstable(p, "a cost", cost, removed))
-}
-
-fn unstable(p: &Prepared, what: &'static str, value: f64, removed: usize) -> PruningError {
-    PruningError::Unstable { layer: p.layer.to_string(), what, value, removed }
 }

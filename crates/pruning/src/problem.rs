@@ -102,6 +102,11 @@ impl LayerProblem {
         PruningError::Units { layer: self.layer.to_string(), reason }
     }
 
+    /// Returns the kind of what is computed from the weights: f64 when they are, otherwise f32.
+    pub(crate) fn result_kind(&self) -> Kind {
+        if self.w_rc.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
     /// Returns f64 when any input is f64, otherwise f32.
     fn kind(&self) -> Kind {
         let kinds = [Some(&self.w_rc), self.a_cc.as_ref(), self.g_rr.as_ref()].map(|t| t.map(Tensor::kind));
@@ -203,6 +208,23 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// Returns the error for a value that `removed` removals cannot have led to.
+    pub(crate) fn unstable(&self, what: &'static str, value: f64, removed: usize) -> PruningError {
+        PruningError::Unstable { layer: self.layer.to_string(), what, value, removed }
+    }
+
+    /// Returns a rise of the loss that can be one: not finite and, in f32, negative values are `Unstable`; in f64 a negative
+    /// rest is zero.
+    pub(crate) fn checked(&self, what: &'static str, value: f64, removed: usize) -> Result<f64, PruningError> {
+        let rounding = value < 0.0 && self.w_rc.kind() == Kind::Double;
+        if value.is_finite() && (value >= 0.0 || rounding) {
+            return Ok(value.max(0.0));
+        }
+        Err(self.unstable(what, value, removed))
+    }
+}
+
 /// Runs a kernel in the kind of the input, and once more in f64 when the first result is impossible.
 pub(crate) fn in_either_precision<T>(
     problem: &LayerProblem,
@@ -222,6 +244,12 @@ pub(crate) fn in_either_precision<T>(
 /// Returns positions as an index tensor.
 pub(crate) fn index(positions: &[i64], device: Device) -> Tensor {
     Tensor::from_slice(positions).to_device(device)
+}
+
+/// Returns the `count` diagonal blocks `[count, q, q]` of a matrix.
+pub(crate) fn diagonal_blocks(m_cc: &Tensor, count: i64, q: i64) -> Result<Tensor, PruningError> {
+    let square = m_cc.f_narrow(0, 0, count * q)?.f_narrow(1, 0, count * q)?;
+    Ok(square.f_view([count, q, count, q])?.f_diagonal(0, 0, 2)?.f_permute([2, 0, 1])?.f_contiguous()?)
 }
 
 /// Returns m[rows, columns].

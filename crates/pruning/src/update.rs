@@ -17,8 +17,8 @@ use crate::problem::{Prepared, in_either_precision, index};
 use crate::select::{mark, removed_units};
 use crate::{LayerProblem, PruningError, Units};
 use curvature::is_finite;
-use eliminate::{eliminate, half_product};
-use tch::{Kind, Tensor};
+use eliminate::{eliminate, half_fisher};
+use tch::Tensor;
 use types::{Unit, UnitKind, Update};
 
 /// A layer after a removal.
@@ -137,11 +137,10 @@ fn remove(
             }
         };
         if !predicted.is_finite() || !is_finite(&w_kl)? {
-            let (layer, removed) = (p.layer.to_string(), rows.order.len() + columns.order.len() - (k + l) as usize);
-            return Err(PruningError::Unstable { layer, what: "the predicted cost", value: predicted, removed });
+            let removed = rows.order.len() + columns.order.len() - (k + l) as usize;
+            return Err(p.unstable("the predicted cost", predicted, removed));
         }
-        let kind = if problem.w_rc.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        Ok((w_kl.f_to_kind(kind)?.f_contiguous()?, predicted))
+        Ok((w_kl.f_to_kind(problem.result_kind())?.f_contiguous()?, predicted))
     })
 }
 
@@ -157,11 +156,7 @@ fn eliminate_both(p: &Prepared, k: i64, l: i64) -> Result<(Tensor, f64), Pruning
 fn zeroing_cost(p: &Prepared, k: i64, l: i64) -> Result<f64, PruningError> {
     let removed_rc = p.w_rc.f_detach_copy()?;
     let _ = removed_rc.f_narrow(0, 0, k)?.f_narrow(1, 0, l)?.f_zero_()?;
-    let d_a = match p.a_cc() {
-        Some(a) => removed_rc.f_matmul(a)?,
-        None => removed_rc.shallow_clone(),
-    };
-    half_product(p.g_rr(), &removed_rc, &d_a)
+    half_fisher(p, &removed_rc)
 }
 
 /// Returns zeros of `shape` with `w_kl` at the given rows and columns.

@@ -1,7 +1,7 @@
 //! One block on the bench: its factors from the store, added in shard order, then its paths or its new weights.
 
 use super::Handler;
-use crate::bench::{BlockJob, Digit, NewLayer};
+use crate::bench::{Bench, BlockJob, Digit, NewLayer};
 use crate::error::Error;
 use crate::job::Block;
 use bytes::Bytes;
@@ -26,20 +26,13 @@ impl Handler {
         let job = self.block_job(spec, block).await?;
         self.lay_out(shot, block, lease).await?;
         self.mix(shot, &job, lease).await?;
-        let (token, compute) = (lease.token().clone(), self.compute.clone());
         let json = self
-            .on_bench(move |bench| {
-                let goes_on = || {
-                    compute.touch();
-                    token.is_cancelled()
-                };
-                let json = if job.spec.structure.is_masked() {
-                    bench.histograms(&job, Digit::First, &goes_on).and_then(|found| json(&found))
+            .with_factors(lease, move |bench, cancelled| {
+                if job.spec.structure.is_masked() {
+                    json(&bench.histograms(&job, Digit::First, cancelled)?)
                 } else {
-                    bench.score(&job, &goes_on).and_then(|found| json(&found))
-                };
-                bench.clear();
-                json
+                    json(&bench.score(&job, cancelled)?)
+                }
             })
             .await?;
         let scores = self.keep(keys::scores(&shot.0, shot.1, block.number), json).await?;
@@ -60,15 +53,9 @@ impl Handler {
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
         self.lay_out_again(shot, (&job.spec, block), lease).await?;
-        let (token, compute) = (lease.token().clone(), self.compute.clone());
         let json = self
-            .on_bench(move |bench| {
-                let found = bench.histograms(&job, Digit::Second(digit), &|| {
-                    compute.touch();
-                    token.is_cancelled()
-                });
-                bench.clear();
-                json(&found?)
+            .with_factors(lease, move |bench, cancelled| {
+                json(&bench.histograms(&job, Digit::Second(digit), cancelled)?)
             })
             .await?;
         let histograms = self.keep(keys::refined(&shot.0, shot.1, block.number), json).await?;
@@ -90,17 +77,8 @@ impl Handler {
         if cuts.iter().any(|cut| cut.steps > 0 || cut.elements.is_some_and(|e| e.items > 0)) {
             self.lay_out_again(shot, (&job.spec, block), lease).await?;
         }
-        let (token, compute) = (lease.token().clone(), self.compute.clone());
-        let layers = self
-            .on_bench(move |bench| {
-                let layers = bench.update(&job, &paths, &cuts, &|| {
-                    compute.touch();
-                    token.is_cancelled()
-                });
-                bench.clear();
-                layers
-            })
-            .await?;
+        let layers =
+            self.with_factors(lease, move |bench, cancelled| bench.update(&job, &paths, &cuts, cancelled)).await?;
         let mut result = v1::UpdateResult::default();
         for NewLayer { mut state, weights, predicted } in layers {
             if let Some(bytes) = weights {
@@ -112,6 +90,25 @@ impl Handler {
         }
         result.compute_seconds = start.elapsed().as_secs_f64();
         Ok(result)
+    }
+
+    /// Runs a job on what lies on the bench, and clears it. The job asks whether its lease still counts; that it asks is
+    /// the compute thread's sign of life.
+    async fn with_factors<T: Send + 'static>(
+        &self,
+        lease: &Lease,
+        job: impl FnOnce(&mut Bench, &dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (token, compute) = (lease.token().clone(), self.compute.clone());
+        self.on_bench(move |bench| {
+            let found = job(bench, &|| {
+                compute.touch();
+                token.is_cancelled()
+            });
+            bench.clear();
+            found
+        })
+        .await
     }
 
     /// Returns a block with its layers' present weights.

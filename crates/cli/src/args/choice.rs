@@ -1,8 +1,9 @@
 //! Flags with named choices: the names of the domain's enums, each with a line of help.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
 use std::str::FromStr;
-use types::{Pattern, Structure, UnknownName};
+use types::{InvalidPattern, Pattern, Structure, UnknownName};
 
 /// Name and explanation of each choice of one flag.
 pub(super) type Choices = &'static [(&'static str, &'static str)];
@@ -90,19 +91,19 @@ impl TypedValueParser for StructureParser {
         value: &std::ffi::OsStr,
     ) -> Result<StructureArg, clap::Error> {
         let text = value.to_string_lossy();
-        if let Ok(pattern) = text.parse::<Pattern>() {
-            return Ok(StructureArg { structure: Structure::NofM, pattern: Some(pattern) });
-        }
         if text.contains(':') {
-            let problem = format!("--structure {text}: name a pattern as 2:4 or 4:8, with 1 ≤ n < m ≤ 64\n");
-            return Err(clap::Error::raw(clap::error::ErrorKind::InvalidValue, problem).with_cmd(command));
+            let refuse = |e: InvalidPattern| {
+                clap::Error::raw(ErrorKind::InvalidValue, format!("--structure: {e}\n")).with_cmd(command)
+            };
+            let pattern = text.parse::<Pattern>().map_err(refuse)?;
+            return Ok(StructureArg { structure: Structure::NofM, pattern: Some(pattern) });
         }
         let structure = parser::<Structure>(STRUCTURE).parse_ref(command, arg, value)?;
         Ok(StructureArg { structure, pattern: None })
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(STRUCTURE.iter().map(|(name, help)| PossibleValue::new(*name).help(*help))))
+        Some(Box::new(values(STRUCTURE)))
     }
 }
 
@@ -111,8 +112,11 @@ pub(super) fn parser<T>(choices: Choices) -> impl TypedValueParser<Value = T>
 where
     T: FromStr<Err = UnknownName> + Clone + Send + Sync + 'static,
 {
-    let values = choices.iter().map(|(name, help)| PossibleValue::new(*name).help(*help));
-    PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
+    PossibleValuesParser::new(values(choices)).try_map(|name| name.parse::<T>())
+}
+
+fn values(choices: Choices) -> impl Iterator<Item = PossibleValue> {
+    choices.iter().map(|(name, help)| PossibleValue::new(*name).help(*help))
 }
 
 #[cfg(test)]

@@ -79,12 +79,13 @@ impl Inspection {
     }
 
     fn units(&self) -> String {
-        if self.structure.keeps_shapes() {
-            let what = match self.structure {
-                Structure::Element => "weight",
-                Structure::NofM => "row's weights by windows",
-                Structure::RowColumn | Structure::Coupled => "row and every column",
-            };
+        let zeroed = match self.structure {
+            Structure::Coupled => None,
+            Structure::RowColumn => Some("row and every column"),
+            Structure::Element => Some("weight"),
+            Structure::NofM => Some("row's weights by windows"),
+        };
+        if let Some(what) = zeroed {
             return format!("  every {what} of the layers above; what goes becomes zero, tensors keep their shapes\n");
         }
         let Some(block) = self.description.blocks.first() else { return String::new() };

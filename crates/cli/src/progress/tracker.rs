@@ -99,7 +99,7 @@ impl Tracker {
             Event::CutChosen(cut) => (cut.shot, Stage::Allocate),
             Event::ShotCommitted { shot, .. } => (*shot, Stage::Update),
             Event::ShotCorrected(done) => (done.shot, Stage::Correct),
-            Event::Materialised(_) => (self.shots, Stage::Materialise),
+            Event::Materialised(done) => (done.shot, Stage::Materialise),
             _ => return,
         };
         // Stages of a shot are numbered in the order in which they end.
@@ -111,8 +111,7 @@ impl Tracker {
         let history = &self.history;
         let Some(prepared) = &history.prepared else { return (0, Phase::Prepare) };
         let done = history.shots_done();
-        let corrects = history.spec.as_ref().is_some_and(|s| s.correct_rank > 0);
-        if corrects && history.shots.get(&done).is_some_and(|s| s.corrected.is_none()) {
+        if self.estimate.corrects && history.shots.get(&done).is_some_and(|s| s.corrected.is_none()) {
             return (done, Phase::Correct);
         }
         if prepared.eval_data.is_some() && !history.evaluations.contains_key(&done) {

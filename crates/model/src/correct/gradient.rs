@@ -3,7 +3,7 @@
 
 use super::CorrectOptions;
 use super::low_rank::{Learning, LowRank};
-use crate::sweep::{self, Plan, Steps, SweepOptions, SweepTimes, check_finite};
+use crate::sweep::{self, Plan, Steps, SweepOptions, SweepTimes};
 use crate::{Decoder, ModelError};
 use std::collections::BTreeSet;
 use tch::Tensor;
@@ -26,15 +26,12 @@ pub(super) fn gradient(
     let (mut boundaries, loss_sum) = sweep::forward(&plan, &options, &mut tap, &mut SweepTimes::default(), steps)?;
     let mut gradient_p = low_rank.numbers().f_zeros_like()?;
     for block in (0..decoder.blocks.len()).rev() {
-        for batch in &plan.batches {
-            let ends = boundaries.top(batch)?;
-            if let Some(below_btd) = backward(&plan, block, (&ends.0, &ends.1), low_rank, &gradient_p)? {
-                check_finite(&below_btd, batch, || format!("the gradient of the loss at the input of block {block}"))?;
-                boundaries.keep_gradient(batch, &below_btd)?;
-            }
-            steps.advance()?;
-        }
-        boundaries.drop_top();
+        sweep::each_batch(&plan, block, &mut boundaries, steps, |ends| {
+            let mut tap = Learning::with_graph(low_rank);
+            let (gradients, below_btd) = sweep::recompute(&plan, block, ends, &mut tap, |tap| Ok(tap.ends()))?;
+            tap.accumulate(&gradients, &gradient_p)?;
+            Ok(below_btd)
+        })?;
     }
     let targets = samples.iter().map(|sample| sample.len() as f64 - 1.0).sum::<f64>();
     let gradient_p = gradient_p.f_div_scalar_(targets)?;
@@ -56,34 +53,6 @@ fn sweep_options(decoder: &Decoder, options: &CorrectOptions) -> SweepOptions {
         curvature: decoder.blocks.iter().flat_map(layers).collect::<BTreeSet<_>>(),
         head_chunk: options.head_chunk,
     }
-}
-
-/// Runs `block` backward for one micro-batch and adds to `gradient_p`; returns the gradient at its input if there is a
-/// block below.
-fn backward(
-    plan: &Plan,
-    block: usize,
-    (x_btd, gradient_btd): (&Tensor, &Tensor),
-    low_rank: &LowRank,
-    gradient_p: &Tensor,
-) -> Result<Option<Tensor>, ModelError> {
-    let x_btd = x_btd.f_detach()?.f_set_requires_grad(block > 0)?;
-    let mut tap = Learning::with_graph(low_rank);
-    let s = tch::with_grad(|| {
-        let out_btd = plan.decoder.blocks[block].forward(&x_btd, &plan.rotary, &mut tap)?;
-        Ok::<_, ModelError>(out_btd.f_mul(gradient_btd)?.f_sum(None)?)
-    })?;
-    let leaves = tap.leaves.unwrap_or_default();
-    let mut ends: Vec<&Tensor> = leaves.iter().flat_map(|leaf| [&leaf.a_lc, &leaf.b_rl]).collect();
-    if block > 0 {
-        ends.push(&x_btd);
-    }
-    let gradients = Tensor::f_run_backward(&[&s], &ends, false, false)
-        .map_err(ModelError::torch(format!("backward pass of block {block}")))?;
-    for (leaf, pair) in leaves.iter().zip(gradients.chunks_exact(2)) {
-        low_rank.accumulate(&leaf.layer, (&pair[0], &pair[1]), gradient_p)?;
-    }
-    Ok(gradients.into_iter().nth(2 * leaves.len()))
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl LowRank {
     }
 
     /// Adds the gradients of a layer's A and B to `gradient_p`, laid out as the numbers are.
-    pub(super) fn accumulate(
+    fn accumulate(
         &self,
         layer: &LayerId,
         (da_lc, db_rl): (&Tensor, &Tensor),
@@ -194,17 +194,17 @@ fn fault(layer: &LayerId, reason: &str) -> ModelError {
 
 /// A layer's A and B, where a graph begins.
 #[derive(Debug)]
-pub(super) struct Leaf {
-    pub(super) layer: LayerId,
-    pub(super) a_lc: Tensor,
-    pub(super) b_rl: Tensor,
+struct Leaf {
+    layer: LayerId,
+    a_lc: Tensor,
+    b_rl: Tensor,
 }
 
 /// The tap while A and B learn: each product acts beside its weight.
 pub(super) struct Learning<'a> {
     low_rank: &'a LowRank,
     /// What gradients are wanted of, as it is met; `None` in passes without graph.
-    pub(super) leaves: Option<Vec<Leaf>>,
+    leaves: Option<Vec<Leaf>>,
 }
 
 impl<'a> Learning<'a> {
@@ -217,10 +217,24 @@ impl<'a> Learning<'a> {
     pub(super) fn with_graph(low_rank: &'a LowRank) -> Self {
         Self { low_rank, leaves: Some(Vec::new()) }
     }
+
+    /// Returns every A and B that was met, in turn.
+    pub(super) fn ends(&self) -> Vec<Tensor> {
+        let leaves = self.leaves.iter().flatten();
+        leaves.flat_map(|leaf| [leaf.a_lc.shallow_clone(), leaf.b_rl.shallow_clone()]).collect()
+    }
+
+    /// Adds the gradients at [`Self::ends`], in the same order, to `gradient_p`.
+    pub(super) fn accumulate(&self, gradients: &[Tensor], gradient_p: &Tensor) -> Result<(), ModelError> {
+        for (leaf, pair) in self.leaves.iter().flatten().zip(gradients.chunks_exact(2)) {
+            self.low_rank.accumulate(&leaf.layer, (&pair[0], &pair[1]), gradient_p)?;
+        }
+        Ok(())
+    }
 }
 
 impl Tap for Learning<'_> {
-    fn forward(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor, ModelError> {
+    fn linear(&mut self, layer: &Linear, _: &LayerId, x: &Tensor) -> Result<Tensor, ModelError> {
         let slot = self.low_rank.slot(layer)?;
         let (mut a_lc, mut b_rl) = (slot.a_lc(&self.low_rank.numbers_p)?, slot.b_rl(&self.low_rank.numbers_p)?);
         if let Some(leaves) = &mut self.leaves {
@@ -230,23 +244,15 @@ impl Tap for Learning<'_> {
         }
         self.low_rank.output(slot, layer, x, [&a_lc, &b_rl])
     }
-
-    fn linear(&mut self, _: &Linear, _: &LayerId, _: &Tensor, y: Tensor) -> Tensor {
-        y
-    }
 }
 
 /// The tap that runs every layer with the weight that absorption would leave.
 pub(super) struct Absorbed<'a>(pub(super) &'a LowRank);
 
 impl Tap for Absorbed<'_> {
-    fn forward(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor, ModelError> {
+    fn linear(&mut self, layer: &Linear, _: &LayerId, x: &Tensor) -> Result<Tensor, ModelError> {
         let weight_rc = self.0.weight(layer)?.f_to_kind(layer.weight.kind())?;
         x.f_linear(&weight_rc, layer.bias.as_ref()).map_err(ModelError::torch(layer.name.as_str()))
-    }
-
-    fn linear(&mut self, _: &Linear, _: &LayerId, _: &Tensor, y: Tensor) -> Tensor {
-        y
     }
 }
 

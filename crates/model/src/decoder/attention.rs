@@ -31,8 +31,7 @@ impl Attention {
     pub(super) fn forward(&self, x_btd: &Tensor, rotary: &Rotary, tap: &mut dyn Tap) -> Result<Tensor, ModelError> {
         let mut feed = |layer: &Linear, x: &Tensor| -> Result<Tensor, ModelError> {
             let input = if layer.name == self.o.name { &self.o.name } else { &self.q.name };
-            let y = tap.forward(layer, x)?;
-            Ok(tap.linear(layer, input, x, y))
+            tap.linear(layer, input, x)
         };
         let mut q_bhte = self.split(&feed(&self.q, x_btd)?, self.heads)?;
         let mut k_bhte = self.split(&feed(&self.k, x_btd)?, self.kv_heads)?;

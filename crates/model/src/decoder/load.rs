@@ -120,17 +120,20 @@ impl Loader<'_> {
         let (weight_name, bias_name) = (format!("{id}.weight"), format!("{id}.bias"));
         let changed = self.overlay.layers.get(id);
         let whole = changed.is_some_and(|c| c.kind == UnitKind::Whole);
-        let weight = match changed.and_then(|c| c.weight.as_ref()) {
-            Some(weight) if whole => {
-                let shape = self.folder.shape(&weight_name).unwrap_or_default();
-                left.of_weight(&self.replaced(id, weight, &Left::default().shape(Some(shape)))?)?
+        // A whole layer has all its columns; its rows go with another layer's units.
+        let new = |tensor: &Tensor, shape: Option<&[i64]>| {
+            if whole {
+                return left.of_bias(&self.replaced(id, tensor, shape.unwrap_or_default())?);
             }
-            Some(weight) => self.replaced(id, weight, &left.shape(self.folder.shape(&weight_name)))?,
+            self.replaced(id, tensor, &left.shape(shape))
+        };
+        let weight = match changed.and_then(|c| c.weight.as_ref()) {
+            Some(weight) => new(weight, self.folder.shape(&weight_name))?,
             None => left.of_weight(&self.tensor(&weight_name)?)?,
         };
         let bias = match (changed.and_then(|c| c.bias.as_ref()), self.folder.shape(&bias_name)) {
             (Some(_), None) => return Err(fault(id, "has a new bias, but the model has none here")),
-            (Some(bias), shape) => Some(self.replaced(id, bias, &left.shape(shape))?),
+            (Some(bias), shape) => Some(new(bias, shape)?),
             (None, Some(_)) => Some(left.of_bias(&self.tensor(&bias_name)?)?),
             (None, None) => None,
         };
@@ -188,8 +191,8 @@ impl Loader<'_> {
                 return Err(fault(id, "is changed, but the model has no such layer"));
             };
             let consumer = *id == layers.o || id == layers.mlp.consumer();
-            let whole = matches!(changed.kind, UnitKind::Row | UnitKind::Column | UnitKind::Element | UnitKind::Whole);
-            if !consumer && !whole {
+            let of_units = matches!(changed.kind, UnitKind::KvGroup | UnitKind::QueryHead | UnitKind::FfnChannel);
+            if !consumer && of_units {
                 return Err(fault(id, "is said to have kept units, but it is no consumer of units"));
             }
         }

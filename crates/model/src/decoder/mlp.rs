@@ -45,10 +45,7 @@ impl Mlp {
 
     /// Returns what the MLP adds to the residual stream, [b, t, d], for the normed stream `x_btd`.
     pub(super) fn forward(&self, x_btd: &Tensor, tap: &mut dyn Tap) -> Result<Tensor, ModelError> {
-        let mut feed = |layer: &Linear, input: &Linear, x: &Tensor| -> Result<Tensor, ModelError> {
-            let y = tap.forward(layer, x)?;
-            Ok(tap.linear(layer, &input.name, x, y))
-        };
+        let mut feed = |layer: &Linear, input: &Linear, x: &Tensor| tap.linear(layer, &input.name, x);
         match self {
             Self::Gated { gate, up, down, activation } => {
                 let opened = activation.apply(&feed(gate, gate, x_btd)?)?;

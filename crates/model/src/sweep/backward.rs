@@ -1,4 +1,5 @@
-//! One block backward: computes it again with a graph and shows the observer what its wanted layers take and get.
+//! One block backward: computes it again with a graph, micro-batch by micro-batch, and shows the observer what its wanted
+//! layers take and get.
 
 use super::boundary::Boundaries;
 use super::{Observer, ObserverError, Plan, Steps, SweepTimes, check_finite};
@@ -18,77 +19,89 @@ pub(super) fn backward(
     steps: &mut Steps,
 ) -> Result<(), ModelError> {
     let wanted = &plan.wanted[block];
-    let failed = |source| ModelError::Observer { block: block as u32, source };
     if !wanted.is_empty() {
         observer.block(block as u32);
     }
-    for batch in &plan.batches {
+    each_batch(plan, block, boundaries, steps, |ends| {
         let start = Instant::now();
-        let (x_btd, gradient_btd) = boundaries.top(batch)?;
-        let mut capture = Capture::new(wanted, observer);
-        let below = batch_backward(plan, block, (&x_btd, &gradient_btd), &mut capture)?;
-        let gram = capture.gram;
-        if let Some(below_btd) = below {
-            check_finite(&below_btd, batch, || format!("the gradient of the loss at the input of block {block}"))?;
-            boundaries.keep_gradient(batch, &below_btd)?;
-        }
-        times.gram += gram;
-        times.backward += start.elapsed().saturating_sub(gram);
-        steps.advance()?;
-    }
-    boundaries.drop_top();
+        let mut capture = Capture::new(block as u32, wanted, observer);
+        // Without a lower block in need, the graph begins at the outputs of the wanted layers.
+        let (gradients, below_btd) = recompute(plan, block, ends, &mut capture, |c| c.outputs())?;
+        capture.gradients(gradients)?;
+        times.gram += capture.gram;
+        times.backward += start.elapsed().saturating_sub(capture.gram);
+        Ok(below_btd)
+    })?;
     if !wanted.is_empty() {
         let start = Instant::now();
-        observer.finished(block as u32).map_err(failed)?;
+        observer.finished(block as u32).map_err(|source| ModelError::Observer { block: block as u32, source })?;
         times.wait += start.elapsed();
     }
     Ok(())
 }
 
-/// Runs `block` backward for one micro-batch; returns the gradient at its input if a lower block needs it.
-fn batch_backward(
+/// Calls `pass` with the states and gradients at both ends of `block` for each micro-batch: (its input, the gradient at its
+/// output), both [b, t, d]; the gradients at its input that `pass` returns replace those at its output.
+pub(crate) fn each_batch(
+    plan: &Plan,
+    block: usize,
+    boundaries: &mut Boundaries,
+    steps: &mut Steps,
+    mut pass: impl FnMut((&Tensor, &Tensor)) -> Result<Option<Tensor>, ModelError>,
+) -> Result<(), ModelError> {
+    for batch in &plan.batches {
+        let (x_btd, gradient_btd) = boundaries.top(batch)?;
+        if let Some(below_btd) = pass((&x_btd, &gradient_btd))? {
+            check_finite(&below_btd, batch, || format!("the gradient of the loss at the input of block {block}"))?;
+            boundaries.keep_gradient(batch, &below_btd)?;
+        }
+        steps.advance()?;
+    }
+    boundaries.drop_top();
+    Ok(())
+}
+
+/// Computes `block` again for one micro-batch, with a graph, through `tap`; returns the gradients of the loss at the tensors
+/// that `ends` then names, and at the block's input if a lower block needs it.
+pub(crate) fn recompute<T: Tap>(
     plan: &Plan,
     block: usize,
     (x_btd, gradient_btd): (&Tensor, &Tensor),
-    capture: &mut Capture,
-) -> Result<Option<Tensor>, ModelError> {
+    tap: &mut T,
+    ends: impl FnOnce(&mut T) -> Result<Vec<Tensor>, ModelError>,
+) -> Result<(Vec<Tensor>, Option<Tensor>), ModelError> {
     let below = block > plan.lowest;
-    let layers = &plan.decoder.blocks[block];
-    // Without a lower block in need, the graph begins at the outputs of the wanted layers.
     let x_btd = x_btd.f_detach()?.f_set_requires_grad(below)?;
     let s = tch::with_grad(|| {
-        let out_btd = layers.forward(&x_btd, &plan.rotary, capture)?;
+        let out_btd = plan.decoder.blocks[block].forward(&x_btd, &plan.rotary, tap)?;
         Ok::<_, ModelError>(out_btd.f_mul(gradient_btd)?.f_sum(None)?)
     })?;
-    capture.check(block as u32)?;
-    let mut ends: Vec<&Tensor> = capture.outputs.iter().map(|(_, y)| y).collect();
+    let mut ends = ends(tap)?;
     if below {
-        ends.push(&x_btd);
+        ends.push(x_btd);
     }
     let mut gradients = Tensor::f_run_backward(&[&s], &ends, false, false)
         .map_err(ModelError::torch(format!("backward pass of block {block}")))?;
     let below_btd = if below { gradients.pop() } else { None };
-    capture.gradients(gradients).map_err(|source| ModelError::Observer { block: block as u32, source })?;
-    Ok(below_btd)
+    Ok((gradients, below_btd))
 }
 
 /// Catches what flows through the wanted layers of a block.
 struct Capture<'a> {
+    block: u32,
     wanted: &'a BTreeSet<LayerId>,
     observer: &'a mut dyn Observer,
     /// Inputs that the observer has seen.
     inputs: Vec<LayerId>,
     /// Outputs whose gradient is wanted.
     outputs: Vec<(LayerId, Tensor)>,
-    /// The first failure; [`Tap`] cannot return one.
-    failure: Option<ObserverError>,
     /// Time inside the observer.
     gram: Duration,
 }
 
 impl<'a> Capture<'a> {
-    fn new(wanted: &'a BTreeSet<LayerId>, observer: &'a mut dyn Observer) -> Self {
-        Self { wanted, observer, inputs: Vec::new(), outputs: Vec::new(), failure: None, gram: Duration::ZERO }
+    fn new(block: u32, wanted: &'a BTreeSet<LayerId>, observer: &'a mut dyn Observer) -> Self {
+        Self { block, wanted, observer, inputs: Vec::new(), outputs: Vec::new(), gram: Duration::ZERO }
     }
 
     /// Shows the observer an input, once per tensor.
@@ -110,39 +123,38 @@ impl<'a> Capture<'a> {
         seen
     }
 
-    /// Shows the observer the gradients of `self.outputs`, in the same order.
-    fn gradients(&mut self, gradients: Vec<Tensor>) -> Result<(), ObserverError> {
+    /// Returns the outputs of the wanted layers, if every one was met.
+    fn outputs(&self) -> Result<Vec<Tensor>, ModelError> {
+        match self.wanted.iter().find(|layer| self.outputs.iter().all(|(met, _)| met != *layer)) {
+            Some(layer) => Err(ModelError::UnknownLayer { layer: layer.to_string(), block: self.block }),
+            None => Ok(self.outputs.iter().map(|(_, y)| y.shallow_clone()).collect()),
+        }
+    }
+
+    /// Shows the observer the gradients at [`Self::outputs`], in the same order.
+    fn gradients(&mut self, gradients: Vec<Tensor>) -> Result<(), ModelError> {
         for ((layer, _), dy) in self.outputs.drain(..).zip(gradients) {
             let dy_nr = as_rows(&dy)?;
             let start = Instant::now();
-            self.observer.gradient(&layer, &dy_nr)?;
+            let seen = self.observer.gradient(&layer, &dy_nr);
+            seen.map_err(|source| ModelError::Observer { block: self.block, source })?;
             self.gram += start.elapsed();
         }
         Ok(())
     }
-
-    /// Checks that every wanted layer was met and none of it failed.
-    fn check(&mut self, block: u32) -> Result<(), ModelError> {
-        if let Some(source) = self.failure.take() {
-            return Err(ModelError::Observer { block, source });
-        }
-        match self.wanted.iter().find(|layer| self.outputs.iter().all(|(met, _)| met != *layer)) {
-            Some(layer) => Err(ModelError::UnknownLayer { layer: layer.to_string(), block }),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Tap for Capture<'_> {
-    fn linear(&mut self, layer: &Linear, input: &LayerId, x: &Tensor, y: Tensor) -> Tensor {
-        if self.failure.is_some() || !self.wanted.contains(&layer.name) {
-            return y;
+    fn linear(&mut self, layer: &Linear, input: &LayerId, x: &Tensor) -> Result<Tensor, ModelError> {
+        let y = layer.forward(x)?;
+        if !self.wanted.contains(&layer.name) {
+            return Ok(y);
         }
         let seen = tch::no_grad(|| self.input(layer, input, x));
-        let y = if y.requires_grad() { y } else { y.detach().set_requires_grad(true) };
+        seen.map_err(|source| ModelError::Observer { block: self.block, source })?;
+        let y = if y.requires_grad() { y } else { y.f_detach()?.f_set_requires_grad(true)? };
         self.outputs.push((layer.name.clone(), y.shallow_clone()));
-        self.failure = seen.err();
-        y
+        Ok(y)
     }
 }
 

@@ -7,32 +7,49 @@
 //!
 //! Does not know tensors or layers: who counts is `pruning`.
 
-mod histogram;
-
-pub use histogram::{BINS, Histogram};
-
 use crate::PlanningError;
-use serde::{Deserialize, Serialize};
 
-/// Which half of a cost's bits is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Round {
-    /// The upper 16 bits, of all costs.
-    First,
-    /// The lower 16 bits, of the costs whose upper ones are the first round's bin.
-    Second,
+/// Bins of a histogram: one for each value of 16 bits.
+const BINS: usize = 1 << 16;
+
+/// How many costs have each value of one half of their bits; all together fit 64 bits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histogram {
+    counts: Vec<u64>,
+    total: u64,
 }
 
-/// Returns the bin of a cost; the cost must be finite and not negative, else bins do not rise with it.
-pub fn digit(cost: f32, round: Round) -> u16 {
-    match round {
-        Round::First => (cost.to_bits() >> 16) as u16,
-        Round::Second => (cost.to_bits() & 0xFFFF) as u16,
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: vec![0; BINS], total: 0 }
+    }
+}
+
+impl Histogram {
+    /// Returns a histogram of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns the sum of all counts.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Adds `costs` to a bin.
+    ///
+    /// # Errors
+    /// [`PlanningError::InvalidHistogram`] when the total overflows.
+    pub fn add(&mut self, digit: u16, costs: u64) -> Result<(), PlanningError> {
+        let total = self.total.checked_add(costs);
+        self.total = total.ok_or(PlanningError::InvalidHistogram { problem: "its total is above 64 bits" })?;
+        self.counts[usize::from(digit)] += costs;
+        Ok(())
     }
 }
 
 /// Where the last cost to go lies among the first round's bins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bin {
     /// Upper 16 bits of that cost: the prefix of the second round.
     pub digit: u16,
@@ -43,12 +60,10 @@ pub struct Bin {
 }
 
 /// The cut: costs below it go, and some of those that equal it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ElementThreshold {
     /// Bits of the f32 cost.
     pub bits: u32,
-    /// How many costs are below; all of them go.
-    pub below: u64,
     /// How many of the costs that equal it go, in the order of layers and row-major positions.
     pub ties: u64,
 }
@@ -81,7 +96,7 @@ pub fn second_round(bin: Bin, merged: &Histogram, to_remove: u64) -> Result<Elem
     };
     let last = locate(merged, within)?;
     let bits = (u32::from(bin.digit) << 16) | u32::from(last.digit);
-    Ok(ElementThreshold { bits, below: bin.below + last.below, ties: within - last.below })
+    Ok(ElementThreshold { bits, ties: within - last.below })
 }
 
 /// Returns how many of its ties each layer removes: the first layers all of theirs, until `ties_to_take` are taken.
@@ -100,7 +115,7 @@ pub fn share_ties(ties_per_layer: &[u64], ties_to_take: u64) -> Vec<u64> {
 /// Returns the lowest bin up to which at least `rank` costs were counted.
 fn locate(histogram: &Histogram, rank: u64) -> Result<Bin, PlanningError> {
     let mut below = 0;
-    for (digit, &inside) in (0..=u16::MAX).zip(histogram.counts()) {
+    for (digit, &inside) in (0..=u16::MAX).zip(&histogram.counts) {
         if below + inside >= rank {
             return Ok(Bin { digit, below, inside });
         }

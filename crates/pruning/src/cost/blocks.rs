@@ -6,8 +6,7 @@
 //! Ai ← Ai − Ai[:,Q] T        M ← M − Vᵀ T − Tᵀ V,   V = M[Q,:] − ½ M_QQ T
 //! ```
 
-use super::{checked_cost, unstable};
-use crate::problem::{Prepared, block, host, index};
+use crate::problem::{Prepared, block, diagonal_blocks, host, index};
 use crate::select::Rounds;
 use crate::{PruningError, Units};
 use curvature::{solve, try_cholesky};
@@ -27,13 +26,13 @@ pub(super) fn path(
     while removals.len() < rounds.steps() {
         let done = removals.len();
         let Some(costs) = costs(&ai_cc, &m_cc, alive.len() as i64, q)? else {
-            return Err(unstable(p, "a diagonal block's smallest pivot", 0.0, done));
+            return Err(p.unstable("a diagonal block's smallest pivot", 0.0, done));
         };
         let Some(next) = rounds.take_cheapest(&alive, &costs) else { break };
-        removals.push((alive[next], checked_cost(p, costs[next], done)?));
+        removals.push((alive[next], p.checked("a cost", costs[next], done)?));
         if removals.len() < rounds.steps() {
             let downdated = downdate(&ai_cc, &m_cc, next as i64 * q, q)?;
-            (ai_cc, m_cc) = downdated.ok_or_else(|| unstable(p, "a removed block's smallest pivot", 0.0, done))?;
+            (ai_cc, m_cc) = downdated.ok_or_else(|| p.unstable("a removed block's smallest pivot", 0.0, done))?;
         }
         alive.remove(next);
     }
@@ -46,12 +45,6 @@ pub(super) fn costs(ai_cc: &Tensor, m_cc: &Tensor, count: i64, q: i64) -> Result
     let Some(l_uqq) = try_cholesky(&diagonal_blocks(ai_cc, count, q)?)? else { return Ok(None) };
     let solved_uqq = solve(&l_uqq, &diagonal_blocks(m_cc, count, q)?)?;
     traces(&solved_uqq).map(Some)
-}
-
-/// Returns the `count` diagonal blocks `[count, q, q]` of a matrix.
-pub(super) fn diagonal_blocks(m_cc: &Tensor, count: i64, q: i64) -> Result<Tensor, PruningError> {
-    let square = m_cc.f_narrow(0, 0, count * q)?.f_narrow(1, 0, count * q)?;
-    Ok(square.f_view([count, q, count, q])?.f_diagonal(0, 0, 2)?.f_permute([2, 0, 1])?.f_contiguous()?)
 }
 
 /// Returns half the trace of each matrix of a batch.

@@ -1,7 +1,6 @@
 //! The path of units that are one column each (FFN channels): O(C²) a removal, in blocks.
 
 use super::side::Side;
-use super::{checked_cost, unstable};
 use crate::PruningError;
 use crate::problem::{Prepared, host};
 use tch::{Device, Tensor};
@@ -33,9 +32,9 @@ pub(super) fn path(
         let indices = Vec::<i64>::try_from(Tensor::f_cat(&indices, 0)?.f_to_device(Device::Cpu)?)?;
         for ((&i, cost), negative) in indices.iter().zip(costs).zip(pivots) {
             if negative.is_nan() || negative >= 0.0 {
-                return Err(unstable(p, "a pivot", -negative, removals.len()));
+                return Err(p.unstable("a pivot", -negative, removals.len()));
             }
-            removals.push((side.positions[i as usize], checked_cost(p, cost, removals.len())?));
+            removals.push((side.positions[i as usize], p.checked("a cost", cost, removals.len())?));
         }
         if removals.len() < steps {
             side.settle(&side.left(&indices))?;

@@ -1,11 +1,10 @@
 //! Costs of single weights, each as if it went alone. What goes is decided by one threshold over all layers.
 
 use super::inverse_blocks::inverse_diagonal;
-use super::unstable;
 use crate::problem::{Prepared, in_either_precision};
 use crate::{LayerProblem, PruningError};
 use curvature::{Factorised, is_finite};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use types::{FactorDamping, LayerId, Update};
 
 /// Costs of a layer's weights.
@@ -63,11 +62,10 @@ pub(super) fn finished(
     costs: &Tensor,
     free: &Tensor,
 ) -> Result<Tensor, PruningError> {
-    let kind = if problem.w_rc.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let mut finished = costs.f_to_kind(kind)?.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
+    let mut finished = costs.f_to_kind(problem.result_kind())?.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
     let _ = finished.f_masked_fill_(free, 0.0)?;
     if !is_finite(&finished)? {
-        return Err(unstable(p, "a cost", finished.f_max()?.f_double_value(&[])?, 0));
+        return Err(p.unstable("a cost", finished.f_max()?.f_double_value(&[])?, 0));
     }
     Ok(finished)
 }

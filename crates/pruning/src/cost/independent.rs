@@ -1,7 +1,7 @@
 //! Costs of units as if each were removed alone, from the initial state.
 
-use super::{blocks, checked_cost, unstable};
-use crate::problem::{Prepared, host};
+use super::blocks;
+use crate::problem::{Prepared, diagonal_blocks, host};
 use crate::{PruningError, Units};
 use curvature::inverse;
 use tch::{Kind, Tensor};
@@ -11,15 +11,15 @@ use types::Update;
 pub(super) fn unit_costs(p: &Prepared, m_cc: &Tensor, units: &Units, update: Update) -> Result<Vec<f64>, PruningError> {
     let (count, q) = (units.kept.len() as i64, i64::from(units.columns_per_unit));
     let costs = match (update, &p.a) {
-        (_, None) => blocks::traces(&blocks::diagonal_blocks(m_cc, count, q)?)?,
+        (_, None) => blocks::traces(&diagonal_blocks(m_cc, count, q)?)?,
         (Update::None, Some(a)) => {
-            let products = blocks::diagonal_blocks(&a.damped.f_mul(m_cc)?, count, q)?;
+            let products = diagonal_blocks(&a.damped.f_mul(m_cc)?, count, q)?;
             host(&products.f_sum_dim_intlist([1_i64, 2].as_slice(), false, Kind::Double)?.f_mul_scalar(0.5)?)?
         }
         (_, Some(a)) => blocks::costs(&inverse(&a.l)?, m_cc, count, q)?
-            .ok_or_else(|| unstable(p, "a diagonal block's smallest pivot", 0.0, 0))?,
+            .ok_or_else(|| p.unstable("a diagonal block's smallest pivot", 0.0, 0))?,
     };
-    costs.into_iter().map(|cost| checked_cost(p, cost, 0)).collect()
+    costs.into_iter().map(|cost| p.checked("a cost", cost, 0)).collect()
 }
 
 /// Returns the costs of all rows and of all columns but the bias.
@@ -40,6 +40,7 @@ pub(super) fn row_and_column_costs(p: &Prepared, update: Update) -> Result<(Vec<
     let rows = host(&energy_r.f_mul(&weight(&p.g, r)?)?.f_mul_scalar(0.5)?)?;
     let mut columns = host(&energy_c.f_mul(&weight(&p.a, c)?)?.f_mul_scalar(0.5)?)?;
     columns.truncate((c - p.bias_columns) as usize);
-    let checked = |costs: Vec<f64>| costs.into_iter().map(|cost| checked_cost(p, cost, 0)).collect::<Result<_, _>>();
+    let checked =
+        |costs: Vec<f64>| costs.into_iter().map(|cost| p.checked("a cost", cost, 0)).collect::<Result<_, _>>();
     Ok((checked(rows)?, checked(columns)?))
 }

@@ -11,7 +11,6 @@
 //! C × C inverse for each i, so there is no sequential scoring here.
 
 use super::elements::finished;
-use super::{checked_cost, unstable};
 use crate::kronecker_sum::{Clamped, Diagonalised, KroneckerSumProblem, diagonalised};
 use crate::problem::host;
 use crate::select::Rounds;
@@ -79,7 +78,7 @@ pub fn kronecker_sum_row_column_costs(
             };
             let rows = z_rc.f_square_()?.f_mul_(&scale_rc)?;
             let rows = host(&rows.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)?.f_mul_scalar(0.5)?)?;
-            let rows = rows.into_iter().map(|cost| checked_cost(p, cost, 0)).collect::<Result<_, _>>()?;
+            let rows = rows.into_iter().map(|cost| p.checked("a cost", cost, 0)).collect::<Result<_, _>>()?;
             let columns = column_costs(sum, update)?;
             Ok(RowColumnCosts { layer: p.layer.clone(), rows, columns, damping: p.damping })
         })
@@ -127,7 +126,7 @@ fn column_costs(sum: &Diagonalised, update: Update) -> Result<Vec<f64>, PruningE
     let y_rc = sum.rotated_rows(&sum.p.w_rc)?.f_square_()?.f_mul_(&scale_rc)?;
     let mut costs = host(&y_rc.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double)?.f_mul_scalar(0.5)?)?;
     costs.truncate((sum.p.shape().1 - sum.p.bias_columns) as usize);
-    costs.into_iter().map(|cost| checked_cost(sum.p, cost, 0)).collect()
+    costs.into_iter().map(|cost| sum.p.checked("a cost", cost, 0)).collect()
 }
 
 /// Returns the cost of each of the first `count` runs of `q` columns.
@@ -143,7 +142,7 @@ fn run_costs(sum: &Diagonalised, count: i64, q: i64, update: Update) -> Result<V
             }
             _ => inverse_form(sum, &y_rq, &inverse_rc, &sum.a.u.f_narrow(0, unit * q, q)?)?,
         };
-        checked_cost(sum.p, 0.5 * cost, 0)
+        sum.p.checked("a cost", 0.5 * cost, 0)
     };
     (0..count).map(cost).collect()
 }
@@ -161,7 +160,7 @@ fn inverse_form(sum: &Diagonalised, y_rq: &Tensor, inverse_rc: &Tensor, u_qc: &T
         let scaled_nqc = inverse_rc.f_narrow(0, start, n)?.f_unsqueeze(1)?.f_mul(u_qc)?;
         let blocks_nqq = scaled_nqc.f_matmul(&u_qc.f_tr()?)?;
         let Some(l_nqq) = try_cholesky(&blocks_nqq)? else {
-            return Err(unstable(sum.p, "a diagonal block's smallest pivot", 0.0, 0));
+            return Err(sum.p.unstable("a diagonal block's smallest pivot", 0.0, 0));
         };
         let y_nq = y_rq.f_narrow(0, start, n)?.f_unsqueeze(2)?;
         total += solve(&l_nqq, &y_nq)?.f_mul_(&y_nq)?.f_sum(Kind::Double)?.f_double_value(&[])?;

@@ -1,7 +1,7 @@
 //! The path of rows and columns together: two sides of one elimination, each removal felt by both.
 
+use super::input_energy;
 use super::side::{Pivot, Side};
-use super::{checked_cost, input_energy, unstable};
 use crate::PruningError;
 use crate::problem::{Prepared, host};
 use crate::select::{first_is_cheaper, rising};
@@ -130,7 +130,7 @@ impl Elimination {
         let (column_cost, column) = self.columns.cheapest()?;
         let (row_cost, column_cost) = (row_cost.f_double_value(&[0])?, column_cost.f_double_value(&[0])?);
         if row_cost.is_nan() || column_cost.is_nan() {
-            return Err(unstable(p, "a cost", f64::NAN, done));
+            return Err(p.unstable("a cost", f64::NAN, done));
         }
         let per_weight =
             |cost: f64, admitted: bool, freed: u64| if admitted { cost / freed as f64 } else { f64::INFINITY };
@@ -141,7 +141,7 @@ impl Elimination {
         } else {
             (Line::Column(self.remove_column(&column)?), column_cost)
         };
-        Ok(LineRemoval { line, cost: checked_cost(p, cost, done)?, freed: live.free(line) })
+        Ok(LineRemoval { line, cost: p.checked("a cost", cost, done)?, freed: live.free(line) })
     }
 
     /// Removes a row by index and returns its position in the live block.
@@ -164,7 +164,7 @@ impl Elimination {
     fn settle(&mut self, p: &Prepared, done: usize) -> Result<(), PruningError> {
         let pivots = host(&Tensor::f_cat(&std::mem::take(&mut self.pivots), 0)?)?;
         if let Some(&bad) = pivots.iter().find(|negative| negative.is_nan() || **negative >= 0.0) {
-            return Err(unstable(p, "a pivot", -bad, done));
+            return Err(p.unstable("a pivot", -bad, done));
         }
         let rows = self.rows.left(&std::mem::take(&mut self.gone_rows));
         let columns = self.columns.left(&std::mem::take(&mut self.gone_columns));

@@ -15,7 +15,7 @@ mod greedy;
 
 use super::elements::{finished, single_cost_scale};
 use super::inverse_blocks::inverse_blocks;
-use crate::problem::{Prepared, in_either_precision};
+use crate::problem::{Prepared, diagonal_blocks, in_either_precision};
 use crate::{LayerProblem, PruningError};
 use tch::{Kind, Tensor};
 use types::{FactorDamping, LayerId, Pattern, Update};
@@ -117,7 +117,7 @@ impl Windows {
         let m = i64::from(pattern.m);
         let block_kmm = match (&p.a, update) {
             (None, _) => Tensor::f_eye(m, (p.w_rc.kind(), p.w_rc.device()))?.f_expand([k, m, m], false)?,
-            (Some(a), Update::None) => super::blocks::diagonal_blocks(&a.damped, k, m)?,
+            (Some(a), Update::None) => diagonal_blocks(&a.damped, k, m)?,
             (Some(a), _) => inverse_blocks(&a.l, k, m)?,
         };
         Ok(Self { block_kmm, update, removals: (pattern.m - pattern.n) as usize })

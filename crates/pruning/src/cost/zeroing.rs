@@ -3,7 +3,6 @@
 //! Zeroing the units S costs ½ Σ_{u,v ∈ S} K_uv with K_uv = Σ M_uv ∘ A_uv, so the marginal cost of u is
 //! ½ K_uu + Σ_{v gone} K_uv. It may be negative: two removals can cancel each other.
 
-use super::unstable;
 use crate::problem::{Prepared, host};
 use crate::select::Rounds;
 use crate::{PruningError, Units};
@@ -24,7 +23,7 @@ pub(super) fn path(
         let costs: Vec<f64> = alive.iter().map(|&unit| marginals[unit]).collect();
         let Some(next) = rounds.take_cheapest(&alive, &costs) else { break };
         if !costs[next].is_finite() {
-            return Err(unstable(p, "a cost", costs[next], removals.len()));
+            return Err(p.unstable("a cost", costs[next], removals.len()));
         }
         let unit = alive.remove(next);
         removals.push((unit, costs[next]));

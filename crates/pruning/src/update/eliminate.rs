@@ -11,6 +11,7 @@
 //! cancellation. Rows are the columns of Wᵀ with G in the place of A.
 
 use crate::PruningError;
+use crate::problem::Prepared;
 use curvature::{Factorised, solve_right};
 use tch::{Kind, Tensor};
 
@@ -47,8 +48,14 @@ pub(super) fn eliminate(
     Ok((w_rl.f_add(&change_rl)?, predicted))
 }
 
+/// Returns ½ δᵀ F δ = ½ ⟨G D, D A⟩, summed in f64.
+pub(super) fn half_fisher(p: &Prepared, d_rc: &Tensor) -> Result<f64, PruningError> {
+    let d_a = p.a_cc().map(|a| d_rc.f_matmul(a)).transpose()?;
+    half_product(p.g_rr(), d_rc, d_a.as_ref().unwrap_or(d_rc))
+}
+
 /// Returns ½ ⟨G X, Y⟩, summed in f64.
-pub(super) fn half_product(g_rr: Option<&Tensor>, x_rq: &Tensor, y_rq: &Tensor) -> Result<f64, PruningError> {
+fn half_product(g_rr: Option<&Tensor>, x_rq: &Tensor, y_rq: &Tensor) -> Result<f64, PruningError> {
     let product = match g_rr {
         Some(g) => g.f_matmul(x_rq)?.f_mul(y_rq)?,
         None => x_rq.f_mul(y_rq)?,

@@ -7,9 +7,9 @@
 //! Each Δ is taken from the weights before the removal, so what removed units share is corrected for twice; the
 //! correlated update is the joint optimum. What goes comes last in rows and columns, as in `update.rs`.
 
-use super::eliminate::half_product;
+use super::eliminate::half_fisher;
 use crate::PruningError;
-use crate::problem::Prepared;
+use crate::problem::{Prepared, diagonal_blocks};
 use curvature::{Factorised, inverse, solve, try_cholesky};
 use tch::Tensor;
 
@@ -24,11 +24,7 @@ pub(super) fn add_up(p: &Prepared, k: i64, l: i64, unit: i64) -> Result<(Tensor,
     let delta = p.w_rc.f_neg()?;
     let mut kept = delta.f_narrow(0, 0, k)?.f_narrow(1, 0, l)?;
     let _ = kept.f_add_(&w_kl)?;
-    let delta_a = match p.a_cc() {
-        Some(a) => delta.f_matmul(a)?,
-        None => delta.shallow_clone(),
-    };
-    Ok((w_kl, half_product(p.g_rr(), &delta, &delta_a)?))
+    Ok((w_kl, half_fisher(p, &delta)?))
 }
 
 /// Returns the sum of the updates for the columns after the first `l`, in units of `unit`, `[R, C]`.
@@ -47,14 +43,9 @@ fn columns(
     }
     let ai_qc = inverse(&factor.l)?.f_narrow(0, l, q)?;
     let w_rq = w_rc.f_narrow(1, l, q)?;
-    let blocks = ai_qc.f_narrow(1, l, q)?.f_reshape([q / unit, unit, q / unit, unit])?;
-    let blocks = blocks.f_diagonal(0, 0, 2)?.f_permute([2, 0, 1])?; // [units, unit, unit]
-    let l_blocks = try_cholesky(&blocks)?.ok_or_else(|| PruningError::Unstable {
-        layer: p.layer.to_string(),
-        what: "a diagonal block's smallest pivot",
-        value: 0.0,
-        removed: q as usize,
-    })?;
+    let blocks_uqq = diagonal_blocks(&ai_qc.f_narrow(1, l, q)?, q / unit, unit)?;
+    let l_blocks = try_cholesky(&blocks_uqq)?;
+    let l_blocks = l_blocks.ok_or_else(|| p.unstable("a diagonal block's smallest pivot", 0.0, q as usize))?;
     let z = solve(&l_blocks, &ai_qc.f_reshape([q / unit, unit, c])?)?.f_reshape([q, c])?;
     Ok(change.f_sub(&w_rq.f_matmul(&z)?)?)
 }

@@ -37,7 +37,7 @@ pub fn kronecker_sum_masked_update(
                 None => (w_rc.f_masked_fill(&removed_rc, 0.0)?, 0),
                 Some(tolerance) => optimum(sum, &removed_rc, tolerance)?,
             };
-            let kind = kind_of(problem);
+            let kind = problem.first.result_kind();
             let updated_rc = updated_rc.f_masked_fill(&removed_rc, 0.0)?.f_to_kind(kind)?.f_contiguous()?;
             let delta_rc = updated_rc.f_to_kind(w_rc.kind())?.f_sub(w_rc)?;
             let predicted = checked(sum, &updated_rc, &sum.rotated_rows(&delta_rc)?, count as usize)?;
@@ -75,7 +75,7 @@ pub fn kronecker_sum_coupled_update(
             };
             let mut change_rl = sum.g.u.f_matmul(&change_rc.f_index_select(1, &kept_l)?)?;
             let updated_rl = change_rl.f_add_(&w_rc.f_index_select(1, &kept_l)?)?;
-            let updated_rl = updated_rl.f_to_kind(kind_of(problem))?.f_contiguous()?;
+            let updated_rl = updated_rl.f_to_kind(problem.first.result_kind())?.f_contiguous()?;
             let predicted = checked(sum, &updated_rl, &change_rc, gone_q.numel())?;
             Ok(Updated { w_rc: updated_rl, kept: left(&units.kept, &gone), kept_rows: Vec::new(), predicted })
         })
@@ -122,13 +122,7 @@ fn columns_optimum(sum: &Diagonalised, y_rc: &Tensor, gone_q: &Tensor, tolerance
 fn checked(sum: &Diagonalised, w: &Tensor, change_rc: &Tensor, removed: usize) -> Result<f64, PruningError> {
     let value = sum.half_product_of_rotated(change_rc)?;
     if !is_finite(w)? || !value.is_finite() {
-        let layer = sum.p.layer.to_string();
-        return Err(PruningError::Unstable { layer, what: "the predicted cost", value, removed });
+        return Err(sum.p.unstable("the predicted cost", value, removed));
     }
     Ok(value)
-}
-
-/// Returns the kind of new weights: f64 when the weights are, otherwise f32.
-fn kind_of(problem: &KroneckerSumProblem) -> Kind {
-    if problem.first.w_rc.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }

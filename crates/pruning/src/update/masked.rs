@@ -9,7 +9,7 @@ mod grouped;
 mod independent;
 mod two_sided;
 
-use super::eliminate::half_product;
+use super::eliminate::half_fisher;
 use crate::problem::{Prepared, in_either_precision};
 use crate::{LayerProblem, PruningError};
 use curvature::is_finite;
@@ -94,8 +94,7 @@ pub fn masked_update(
                 MaskedUpdate::Independent => (independent::update(p, &removed_rc)?, 0),
                 MaskedUpdate::None => (p.w_rc.shallow_clone(), 0),
             };
-            let kind = if problem.w_rc.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            let w_rc = w_rc.f_masked_fill(&removed_rc, 0.0)?.f_to_kind(kind)?.f_contiguous()?;
+            let w_rc = w_rc.f_masked_fill(&removed_rc, 0.0)?.f_to_kind(problem.result_kind())?.f_contiguous()?;
             let predicted = predicted(p, &w_rc, count as usize)?;
             Ok(MaskedUpdated { w_rc, removed: count, predicted, iterations })
         })
@@ -120,18 +119,9 @@ pub(super) fn with_zeros(problem: &LayerProblem, removed: &Tensor) -> Result<Ten
 /// Returns ½ δᵀ F δ of the new weights, which must be a possible loss.
 fn predicted(p: &Prepared, w_rc: &Tensor, removed: usize) -> Result<f64, PruningError> {
     let delta_rc = w_rc.f_to_kind(p.w_rc.kind())?.f_sub(&p.w_rc)?;
-    let delta_a = match p.a_cc() {
-        Some(a) => delta_rc.f_matmul(a)?,
-        None => delta_rc.shallow_clone(),
-    };
-    let value = half_product(p.g_rr(), &delta_rc, &delta_a)?;
-    let rounding = value < 0.0 && p.w_rc.kind() == Kind::Double;
-    if !is_finite(w_rc)? || !value.is_finite() || (value < 0.0 && !rounding) {
-        return Err(unstable(p, "the predicted cost", value, removed));
+    let value = half_fisher(p, &delta_rc)?;
+    if !is_finite(w_rc)? {
+        return Err(p.unstable("the predicted cost", value, removed));
     }
-    Ok(value.max(0.0))
-}
-
-fn unstable(p: &Prepared, what: &'static str, value: f64, removed: usize) -> PruningError {
-    PruningError::Unstable { layer: p.layer.to_string(), what, value, removed }
+    p.checked("the predicted cost", value, removed)
 }

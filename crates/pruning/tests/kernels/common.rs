@@ -2,8 +2,8 @@
 
 use pruning::{LayerProblem, Units};
 use tch::{Device, Kind, Tensor};
-use testkit::{kron, random, random_spd};
-use types::{DampingScale, LayerId, Unit, UnitKind};
+use testkit::{DenseRemoval, dense_obs, dense_zeroing, kron, random, random_spd};
+use types::{DampingScale, LayerId, Unit, UnitKind, Update};
 
 /// Which factors a problem has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,25 @@ pub(crate) fn problem(r: i64, c: i64, bias: bool, factors: Factors, seed: u64, d
         damping_a: 0.0,
         damping_g: 0.0,
     }
+}
+
+/// Returns what removing `positions` does by the dense matrix `f`, with the best update or without one.
+pub(crate) fn dense_removal(w_rc: &Tensor, f: &Tensor, positions: &[i64], update: Update) -> DenseRemoval {
+    match update {
+        Update::None => dense_zeroing(w_rc, f, positions),
+        _ => dense_obs(w_rc, f, positions),
+    }
+}
+
+/// Returns a mask of about `share` of the weights, and its row-major positions in `[r, c]` with the bias.
+pub(crate) fn mask(problem: &LayerProblem, share: f64, seed: u64) -> (Tensor, Vec<i64>) {
+    let (r, c) = problem.w_rc.size2().unwrap();
+    let columns = c - i64::from(problem.bias);
+    let rank = random(&[r, columns], seed).view([-1]).argsort(0, false).argsort(0, false);
+    let removed = rank.lt((share * (r * columns) as f64).round()).view([r, columns]);
+    let flat = Vec::<bool>::try_from(removed.view([-1])).unwrap();
+    let positions = (0..r * columns).filter(|i| flat[*i as usize]).map(|i| i / columns * c + i % columns).collect();
+    (removed.to_device(problem.w_rc.device()), positions)
 }
 
 /// Returns G ⊗ A on the CPU.

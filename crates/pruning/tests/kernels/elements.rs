@@ -1,10 +1,10 @@
 //! Costs of single weights and of n:m windows against the dense solution, and the way from costs to a mask.
 
-use crate::common::{ALL_FACTORS, Factors, close, fisher, problem};
+use crate::common::{ALL_FACTORS, Factors, close, dense_removal, fisher, problem};
 use proptest::prelude::*;
 use pruning::{LayerProblem, PruningError, element_costs, histogram_counts, select_elements, window_costs};
 use tch::{Device, Kind, Tensor};
-use testkit::{dense_obs, dense_zeroing, devices, max_difference};
+use testkit::{devices, max_difference};
 use types::{LayerId, Pattern, Update};
 
 /// Sets some weights (row-major positions) to zero.
@@ -14,11 +14,7 @@ fn with_zeros(problem: LayerProblem, zeros: &[i64]) -> LayerProblem {
 }
 
 fn dense(problem: &LayerProblem, positions: &[i64], update: Update) -> f64 {
-    let (w, f) = (problem.w_rc.to_device(Device::Cpu), fisher(problem));
-    match update {
-        Update::None => dense_zeroing(&w, &f, positions).cost,
-        _ => dense_obs(&w, &f, positions).cost,
-    }
+    dense_removal(&problem.w_rc.to_device(Device::Cpu), &fisher(problem), positions, update).cost
 }
 
 fn sets(m: usize, size: usize) -> impl Iterator<Item = Vec<usize>> {

@@ -1,6 +1,6 @@
 //! Costs and updates under a Kronecker sum of two terms against the dense solution, sizes up to 6, f64.
 
-use crate::common::{Factors, close, columns_of, fisher, problem, units, without};
+use crate::common::{Factors, close, columns_of, dense_removal, fisher, mask, problem, units, without};
 use curvature::{CurvatureError, KroneckerTerm};
 use proptest::prelude::*;
 use pruning::{
@@ -89,21 +89,7 @@ fn same_clamping(found: Clamping, expected: Clamping) -> bool {
 }
 
 fn dense(problem: &KroneckerSumProblem, f: &Tensor, positions: &[i64], update: Update) -> f64 {
-    let w = problem.first.w_rc.to_device(Device::Cpu);
-    match update {
-        Update::None => dense_zeroing(&w, f, positions).cost,
-        _ => dense_obs(&w, f, positions).cost,
-    }
-}
-
-fn mask(problem: &KroneckerSumProblem, share: f64, seed: u64) -> (Tensor, Vec<i64>) {
-    let (r, c) = problem.first.w_rc.size2().unwrap();
-    let columns = c - i64::from(problem.first.bias);
-    let removed = random(&[r, columns], seed).view([-1]).argsort(0, false).argsort(0, false);
-    let removed = removed.lt((share * (r * columns) as f64).round()).view([r, columns]);
-    let flat = Vec::<bool>::try_from(removed.view([-1])).unwrap();
-    let positions = (0..r * columns).filter(|i| flat[*i as usize]).map(|i| i / columns * c + i % columns).collect();
-    (removed.to_device(problem.first.w_rc.device()), positions)
+    dense_removal(&problem.first.w_rc.to_device(Device::Cpu), f, positions, update).cost
 }
 
 #[test]
@@ -184,7 +170,7 @@ fn the_masked_update_is_the_dense_optimum() {
     for (problem, case) in cases(5, 6) {
         let (f, expected) = floored(&problem);
         for share in [0.0, 0.2, 0.5, 1.0] {
-            let (removed, positions) = mask(&problem, share, 5);
+            let (removed, positions) = mask(&problem.first, share, 5);
             let w = problem.first.w_rc.to_device(Device::Cpu);
             for (how, dense) in
                 [(OPTIMUM, dense_obs(&w, &f, &positions)), (MaskedUpdate::None, dense_zeroing(&w, &f, &positions))]
@@ -231,7 +217,7 @@ fn a_second_term_of_zero_gives_the_kernels_of_one_term() {
             let problem = sum_problem(4, 6 + i64::from(bias), bias, Second::Zero, 29, device);
             let single = &problem.first;
             let units = units(UnitKind::KvGroup, 3, 2);
-            let (removed, _) = mask(&problem, 0.4, 7);
+            let (removed, _) = mask(&problem.first, 0.4, 7);
             let gone = [Unit { kind: units.kind, index: units.kept[1] }];
             let none = Clamping { directions: 4 * (6 + u64::from(bias)), clamped: 0, smallest: 1.0 };
             for (update, how) in [(Update::Correlated, OPTIMUM), (Update::None, MaskedUpdate::None)] {
@@ -278,7 +264,7 @@ fn a_second_term_equal_to_the_first_doubles_every_cost_and_changes_no_update() {
     let costs = kronecker_sum_element_costs(&problem, Update::Correlated).unwrap().value.costs_rc;
     let single = element_costs(&problem.first, Update::Correlated).unwrap().costs_rc;
     assert!(max_difference(&costs, &(single * 2.0)) < 1e-9);
-    let (removed, _) = mask(&problem, 0.5, 3);
+    let (removed, _) = mask(&problem.first, 0.5, 3);
     let found = kronecker_sum_masked_update(&problem, &removed, OPTIMUM).unwrap().value;
     let single = masked_update(&problem.first, &removed, OPTIMUM).unwrap();
     assert!(max_difference(&found.w_rc, &single.w_rc) < 1e-9);
@@ -302,7 +288,7 @@ fn f32_at_the_usual_tolerance_is_close_to_the_optimum() {
             second: KroneckerTerm { g_rr: single(&exact.second.g_rr), a_cc: single(&exact.second.a_cc) },
             floor: exact.floor,
         };
-        let (removed, _) = mask(&exact, 0.5, 11);
+        let (removed, _) = mask(&exact.first, 0.5, 11);
         let usual = MaskedUpdate::new(Update::Correlated, 1);
         let found = kronecker_sum_masked_update(&problem, &removed, usual).unwrap();
         let optimum = kronecker_sum_masked_update(&exact, &removed, OPTIMUM).unwrap();
@@ -327,7 +313,7 @@ proptest! {
     ) {
         let second = if wild { Second::Wild } else { Second::Mild };
         let problem = sum_problem(5, 7 + i64::from(bias), bias, second, seed, Device::Cpu);
-        let (removed, positions) = mask(&problem, share, seed + 2);
+        let (removed, positions) = mask(&problem.first, share, seed + 2);
         let optimum = kronecker_sum_masked_update(&problem, &removed, OPTIMUM).unwrap().value;
         let zeroing = kronecker_sum_masked_update(&problem, &removed, MaskedUpdate::None).unwrap().value;
         prop_assert!(optimum.predicted <= zeroing.predicted * (1.0 + 1e-9));

@@ -1,10 +1,10 @@
 //! Updates for any set of removed weights, against the dense solution and against each other.
 
-use crate::common::{ALL_FACTORS, Factors, close, fisher, problem};
+use crate::common::{ALL_FACTORS, Factors, close, fisher, mask, problem};
 use proptest::prelude::*;
 use pruning::{LayerProblem, MaskedUpdate, MaskedUpdated, PruningError, element_costs, masked_update, window_costs};
 use tch::{Device, Kind, Tensor};
-use testkit::{dense_obs, dense_zeroing, devices, max_difference, random};
+use testkit::{dense_obs, dense_zeroing, devices, max_difference};
 use types::{DampingScale, Pattern, Update};
 
 const OPTIMUM: MaskedUpdate = MaskedUpdate::ConjugateGradient { tolerance: 1e-22 };
@@ -16,17 +16,6 @@ const ALL_WAYS: [MaskedUpdate; 6] = [
     MaskedUpdate::Independent,
     MaskedUpdate::None,
 ];
-
-/// Returns a mask of about `share` of the weights, and its row-major positions in `[r, c]` with the bias.
-fn mask(problem: &LayerProblem, share: f64, seed: u64) -> (Tensor, Vec<i64>) {
-    let (r, c) = problem.w_rc.size2().unwrap();
-    let columns = c - i64::from(problem.bias);
-    let rank = random(&[r, columns], seed).view([-1]).argsort(0, false).argsort(0, false);
-    let removed = rank.lt((share * (r * columns) as f64).round()).view([r, columns]);
-    let flat = Vec::<bool>::try_from(removed.view([-1])).unwrap();
-    let positions = (0..r * columns).filter(|i| flat[*i as usize]).map(|i| i / columns * c + i % columns).collect();
-    (removed.to_device(problem.w_rc.device()), positions)
-}
 
 fn set_zero(problem: &LayerProblem, positions: &[i64]) {
     let _ =

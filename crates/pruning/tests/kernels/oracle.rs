@@ -1,6 +1,6 @@
 //! Every row of the structured table against the dense OBS solution under G ⊗ A, sizes up to 6, f64.
 
-use crate::common::{ALL_FACTORS, close, column, columns_of, fisher, problem, row, units, without};
+use crate::common::{ALL_FACTORS, close, column, columns_of, dense_removal, fisher, problem, row, units, without};
 use pruning::{coupled_path, coupled_update, row_column_path, row_column_update};
 use tch::{Device, Tensor};
 use testkit::{dense_obs, dense_zeroing, devices, element_indices, max_difference};
@@ -120,10 +120,7 @@ fn independent_costs_are_those_of_each_unit_alone() {
                     assert!(path.steps.is_sorted_by(|x, y| x.cost <= y.cost));
                     for step in &path.steps {
                         let indices = element_indices((3, c), &[], &columns_of(&units, &[step.unit]));
-                        let dense = match update {
-                            Update::None => dense_zeroing(&w, &f, &indices),
-                            _ => dense_obs(&w, &f, &indices),
-                        };
+                        let dense = dense_removal(&w, &f, &indices, update);
                         assert!(
                             close(step.cost, dense.cost),
                             "{factors:?} {update} {}: {} {}",
@@ -158,10 +155,7 @@ fn independent_costs_of_rows_and_columns_are_those_of_each_alone() {
                 let (rows, columns) =
                     if step.unit.kind == UnitKind::Row { (&index[..], &[][..]) } else { (&[][..], &index[..]) };
                 let indices = element_indices((4, 6), rows, columns);
-                let dense = match update {
-                    Update::None => dense_zeroing(&problem.w_rc, &f, &indices),
-                    _ => dense_obs(&problem.w_rc, &f, &indices),
-                };
+                let dense = dense_removal(&problem.w_rc, &f, &indices, update);
                 assert!(close(step.cost, dense.cost), "{factors:?} {update} {:?}", step.unit);
             }
         }

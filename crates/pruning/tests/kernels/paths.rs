@@ -1,19 +1,16 @@
 //! Removal paths against greedy elimination by brute force on the dense Fisher, and against the joint update.
 
-use crate::common::{ALL_FACTORS, Factors, close, columns_of, fisher, problem, units};
+use crate::common::{ALL_FACTORS, Factors, close, columns_of, dense_removal, fisher, problem, units};
 use pruning::{LayerProblem, Units, coupled_path, coupled_update, row_column_path, row_column_update};
 use tch::{Device, Tensor};
-use testkit::{dense_obs, dense_zeroing, devices, element_indices};
+use testkit::{dense_obs, devices, element_indices};
 use types::{PathStep, Scoring, Unit, UnitKind, Update};
 
 /// Returns the dense joint cost of removing units.
 fn joint(w: &Tensor, f: &Tensor, units: &Units, removed: &[Unit], update: Update) -> f64 {
     let size = w.size();
     let indices = element_indices((size[0], size[1]), &[], &columns_of(units, removed));
-    match update {
-        Update::None => dense_zeroing(w, f, &indices).cost,
-        _ => dense_obs(w, f, &indices).cost,
-    }
+    dense_removal(w, f, &indices, update).cost
 }
 
 /// Returns the greedy path by brute force: at each step the unit whose removal adds least to the joint cost, one from each

@@ -5,7 +5,6 @@
 
 use super::{Cheapest, Update};
 use crate::PruningError;
-use crate::cost::unstable;
 use crate::problem::{Prepared, index};
 use curvature::try_cholesky;
 use tch::{Kind, Tensor};
@@ -36,7 +35,7 @@ impl Choices {
             choices.iter().flat_map(|s| s.iter().flat_map(|i| s.iter().map(move |j| i * m + j))).collect();
         let sub = block_kmm.f_reshape([k, m * m])?.f_index_select(1, &index(&pairs, device))?;
         let l = try_cholesky(&sub.f_view([k, count, removals, removals])?)?
-            .ok_or_else(|| unstable(p, "a window's smallest pivot", 0.0, 0))?;
+            .ok_or_else(|| p.unstable("a window's smallest pivot", 0.0, 0))?;
         let root = if update == Update::None {
             l
         } else {

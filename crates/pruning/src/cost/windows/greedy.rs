@@ -7,7 +7,6 @@
 
 use super::{Cheapest, Update};
 use crate::PruningError;
-use crate::cost::unstable;
 use crate::problem::Prepared;
 use tch::{Kind, Tensor};
 
@@ -34,7 +33,7 @@ pub(super) fn cheapest(
         let (marginal_kr1, next_kr1) = marginal_krm.f_min_dim(2, true)?;
         let lowest_pivot = state.remove(&next_kr1)?;
         if lowest_pivot.is_nan() || lowest_pivot <= 0.0 {
-            return Err(unstable(p, "a window's smallest pivot", lowest_pivot, step));
+            return Err(p.unstable("a window's smallest pivot", lowest_pivot, step));
         }
         let _ = removed_krm.f_scatter_value_(2, &next_kr1, 1)?;
         // What was zero already goes first, and for nothing.

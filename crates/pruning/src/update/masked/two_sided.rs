@@ -8,7 +8,6 @@
 //!
 //! One pass, about the work of one product for each side; but a weight that was passed is not updated again.
 
-use super::unstable;
 use crate::PruningError;
 use crate::problem::{Prepared, host};
 use curvature::{Factorised, try_cholesky};
@@ -50,7 +49,7 @@ pub(super) fn update(p: &Prepared, removed_rc: &Tensor) -> Result<Tensor, Prunin
 fn upper_root(p: &Prepared, factor: &Factorised) -> Result<Tensor, PruningError> {
     let n = factor.damped.size()[0];
     let Some(l) = try_cholesky(&factor.damped.f_flip([0, 1])?)? else {
-        return Err(unstable(p, "a factor's smallest pivot from its end", 0.0, 0));
+        return Err(p.unstable("a factor's smallest pivot from its end", 0.0, 0));
     };
     let identity = Tensor::f_eye(n, (l.kind(), l.device()))?;
     Ok(l.f_linalg_solve_triangular(&identity, false, true, false)?.f_flip([0, 1])?)
