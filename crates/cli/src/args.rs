@@ -13,7 +13,7 @@ use crate::error::{Exit, exit_codes};
 use clap::{Args, Parser, Subcommand};
 use model::device::DeviceChoice;
 use std::process::ExitCode;
-use types::{Target, parse_bytes, parse_count};
+use types::{Pattern, Target, parse_bytes, parse_count};
 
 const ABOUT: &str = "\
 Makes language models smaller by removing structures that the loss misses least.
@@ -107,12 +107,12 @@ impl TargetArgs {
         sizes
     }
 
-    /// Returns the target, if one was given.
-    pub(crate) fn target(&self) -> Option<Target> {
+    /// Returns the target: what was asked for, or, for n:m, the whole pattern.
+    pub(crate) fn target(&self, pattern: Option<Pattern>) -> Option<Target> {
         let smallest = self.falling().last().copied();
         let size = self.size.or(smallest).map(Target::Size);
-        let parameters = self.params.map(Target::Parameters);
-        size.or(parameters).or(self.bytes.map(Target::Bytes))
+        let asked = size.or(self.params.map(Target::Parameters)).or(self.bytes.map(Target::Bytes));
+        asked.or_else(|| pattern.map(|p| Target::Size(p.share())))
     }
 }
 

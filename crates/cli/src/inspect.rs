@@ -52,7 +52,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
 
 fn inspect(args: &InspectArgs, folder: &ModelFolder) -> Result<Inspection, CliError> {
     let description = units::describe(folder, args.structure.structure, args.heads)?;
-    let target = args.target.target();
+    let target = args.target.target(args.structure.pattern);
     target.map_or(Ok(()), |target| check(args, &description, target))?;
     let left = target.map(|target| Left {
         target,
@@ -88,10 +88,16 @@ fn check(args: &InspectArgs, description: &ModelDescription, target: Target) -> 
         let problem = "is outside (0, 1]; 0.8 keeps 80 % of the prunable weights";
         return Err(CliError::Usage(format!("--target-size {fraction} {problem}")));
     }
-    match args.structure.structure {
-        Structure::Coupled => check_target(description, target, args.multiple_of),
-        _ if matches!(target, Target::Size(_)) => Ok(()),
-        structure => Err(CliError::Usage(format!(
+    match (args.structure.structure, target) {
+        (Structure::Coupled, _) => check_target(description, target, args.multiple_of),
+        (_, Target::Size(fraction)) => match args.structure.pattern {
+            Some(pattern) if fraction < pattern.share() => Err(CliError::Usage(format!(
+                "--target-size {fraction} is below what {pattern} leaves, {}; ask for that or more",
+                pattern.share()
+            ))),
+            _ => Ok(()),
+        },
+        (structure, _) => Err(CliError::Usage(format!(
             "{structure} keeps tensors as large as they are, so parameters and bytes stay the same; give --target-size"
         ))),
     }

@@ -49,7 +49,7 @@ pub struct RunSpec {
     pub schedule: Schedule,
     /// Which samples each shot sees.
     pub shot_data: ShotData,
-    /// What the factors of earlier shots count for in a shot, against its own: 0 for nothing, below 1.
+    /// What the factors of earlier shots count for in a shot, against its own: 0 for nothing, 1 for as much.
     pub decay: f64,
     /// Rank of the low-rank correction after each shot; 0 for none.
     pub correct_rank: u32,
@@ -178,7 +178,7 @@ impl RunSpec {
         let shrinks = !self.structure.keeps_shapes();
         faults.unless(shrinks || size.is_some(), "target", format!("{} {dense}", self.structure));
         if let (Some(pattern), Some(size)) = (self.pattern, size) {
-            let least = f64::from(pattern.n) / f64::from(pattern.m);
+            let least = pattern.share();
             let problem = format!("{pattern} leaves at least {least} of the weights; ask for that or more");
             faults.unless(size >= least, "target", problem);
         }

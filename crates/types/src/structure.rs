@@ -255,6 +255,11 @@ impl Pattern {
         let good = 0 < n && n < m && m <= Self::WIDEST;
         if good { Ok(Self { n, m }) } else { Err(InvalidPattern(format!("{n}:{m}"))) }
     }
+
+    /// Returns the share of the weights that stays when every window is cut.
+    pub fn share(self) -> f64 {
+        f64::from(self.n) / f64::from(self.m)
+    }
 }
 
 impl std::fmt::Display for Pattern {

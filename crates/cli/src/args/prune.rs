@@ -6,7 +6,7 @@ use clap::Args;
 use std::path::PathBuf;
 use std::str::FromStr;
 use types::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, Schedule, Scoring, Shape, ShotData, Target, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Target, Update,
     parse_bytes,
 };
 
@@ -130,7 +130,7 @@ pub(crate) struct PruneArgs {
     /// Label draws for each calibration token under --fisher sampled: each costs a sweep
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "How it is decided")]
     pub(crate) fisher_samples: u32,
-    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; with --damping-scale mean 0.01]
+    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; 0.01,0.01 with --damping-scale mean; the second 0.1 for element and n:m]
     ///
     /// Where a factor is still not positive definite, it is raised tenfold, step by step; the summary says where.
     #[arg(long, value_name = "LAMBDA[,LAMBDA]", help_heading = "How it is decided")]
@@ -212,10 +212,9 @@ impl PruneArgs {
         self.shape.unwrap_or(if self.structure.structure.keeps_shapes() { Shape::PerLayer } else { Shape::Uniform })
     }
 
-    /// Returns the size to reach: what was asked for, or, for n:m, the whole pattern.
+    /// Returns the size to reach.
     pub(crate) fn target(&self) -> Option<Target> {
-        let whole = |p: Pattern| Target::Size(f64::from(p.n) / f64::from(p.m));
-        self.target.target().or_else(|| self.structure.pattern.map(whole))
+        self.target.target(self.structure.pattern)
     }
 
     /// Returns the damping: what was asked for, or what is usual for its scale.
@@ -259,6 +258,7 @@ mod tests {
     fn damping_is_one_number_or_a_pair() {
         assert_eq!(parse(&[]).damping(), DampingPair { a: 0.1, g: 0.01 });
         assert_eq!(parse(&["--damping-scale", "mean"]).damping(), DampingPair { a: 0.01, g: 0.01 });
+        assert_eq!(parse(&["--structure", "element"]).damping(), DampingPair { a: 0.1, g: 0.1 });
         assert_eq!(parse(&["--damping", "0.2"]).damping(), DampingPair { a: 0.2, g: 0.2 });
         assert_eq!("0.01".parse(), Ok(DampingPair { a: 0.01, g: 0.01 }));
         assert_eq!("0.01, 0.1".parse(), Ok(DampingPair { a: 0.01, g: 0.1 }));

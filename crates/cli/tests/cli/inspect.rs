@@ -53,5 +53,10 @@ fn targets_are_refused_as_prune_refuses_them() {
     let place = Place::with("llama-gqa");
     place.run(&["inspect", "model", "--target-size", "1.5"]).refused(64, &["1.5", "outside (0, 1]"]);
     place.run(&["inspect", "model", "--target-size", "0.1"]).refused(64, &["--target-size 0.1", "at least"]);
+    let pattern = ["inspect", "model", "--structure", "2:4", "--target-size", "0.3"];
+    place.run(&pattern).refused(64, &["--target-size 0.3", "2:4 leaves, 0.5"]);
+    let page = place.run(&["inspect", "model", "--structure", "2:4", "--json"]).done();
+    let found: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(found["left"]["target"]["size"].as_f64(), Some(0.5), "{page}");
     place.run(&["inspect", "nowhere"]).refused(66, &["nowhere", "not a model folder"]);
 }
