@@ -7,6 +7,7 @@ use planning::retry::FailureClass;
 use service::status::{Reason, chain};
 use service::store::StoreError;
 use tonic::Status;
+use types::RunId;
 
 /// Why a run cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,14 @@ pub enum RunError {
     Changed {
         /// What differs.
         what: &'static str,
+    },
+    /// Another run's shots cannot be this run's.
+    #[error("run {from} cannot be cut at another size: {problem}")]
+    NotKept {
+        /// Which run.
+        from: RunId,
+        /// Why not.
+        problem: String,
     },
     /// Too many layers needed more damping than asked for.
     #[error(
@@ -94,7 +103,7 @@ impl RunError {
                 FailureClass::Internal => Reason::Internal,
             },
             Self::Target(_) | Self::Cut { .. } => Reason::TargetUnreachable,
-            Self::Changed { .. } => Reason::InputInvalid,
+            Self::Changed { .. } | Self::NotKept { .. } => Reason::InputInvalid,
             Self::Damped { .. } => Reason::NotPositiveDefinite,
             Self::Invalid { .. } => Reason::Internal,
             Self::Stopped => Reason::ShuttingDown,
@@ -112,6 +121,7 @@ impl RunError {
             | Self::Target(_)
             | Self::Cut { .. }
             | Self::Changed { .. }
+            | Self::NotKept { .. }
             | Self::Damped { .. }
             | Self::Invalid { .. } => Consequence::Fail,
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use types::{
     Checkpoint, CorrectionReport, DataDescription, Evaluation, LayerCut, LayerReport, LayerState, ModelDescription,
-    ObjectRef, RunSpec, Sizes,
+    ObjectRef, RunId, RunSpec, Sizes,
 };
 
 /// One committed step of a run.
@@ -24,6 +24,14 @@ pub enum Event {
     TakenOver {
         /// How many coordinators have had this run.
         epoch: u64,
+    },
+    /// The shots of another run, of which paths were kept, are this run's as well: all but the last of them whole, the last
+    /// up to its paths.
+    Inherited {
+        /// Which run.
+        from: RunId,
+        /// Its events, in order.
+        events: Vec<Event>,
     },
     /// Model and data were checked and described.
     Prepared(Prepared),
@@ -74,6 +82,30 @@ pub enum Event {
     },
     /// The end: no longer wanted.
     Cancelled,
+}
+
+impl Event {
+    /// Returns the shot it is of; `None` for what is of the whole run.
+    pub fn shot(&self) -> Option<u32> {
+        match self {
+            Self::ShotOpened { shot, .. } | Self::ShotCommitted { shot, .. } => Some(*shot),
+            Self::Evaluated(e) => Some(e.shot),
+            Self::ShardCalibrated(s) => Some(s.shot),
+            Self::BlockScored(b) => Some(b.shot),
+            Self::BlockRefined(b) => Some(b.shot),
+            Self::CutChosen(c) => Some(c.shot),
+            Self::BlockUpdated(b) => Some(b.shot),
+            Self::ShotCorrected(c) => Some(c.shot),
+            Self::Materialised(m) => Some(m.shot),
+            Self::Created { .. }
+            | Self::TakenOver { .. }
+            | Self::Inherited { .. }
+            | Self::Prepared(_)
+            | Self::Succeeded
+            | Self::Failed { .. }
+            | Self::Cancelled => None,
+        }
+    }
 }
 
 /// What Prepare found.
@@ -263,6 +295,8 @@ pub struct History {
     pub spec: Option<RunSpec>,
     /// Coordinators that have had this run.
     pub epoch: u64,
+    /// Whether another run's shots are this one's as well.
+    pub inherited: bool,
     /// Model and data.
     pub prepared: Option<Prepared>,
     /// Evaluations by shot.
@@ -315,6 +349,12 @@ impl History {
         match event {
             Event::Created { spec } => self.spec = Some(spec),
             Event::TakenOver { epoch } => self.epoch = epoch,
+            Event::Inherited { events, .. } => {
+                self.inherited = true;
+                for event in events {
+                    self.apply(event);
+                }
+            }
             Event::Prepared(p) => self.prepared = Some(p),
             Event::Evaluated(e) => {
                 self.evaluations.insert(e.shot, e);
@@ -355,7 +395,24 @@ impl History {
 
     /// Returns the final folder, if it has its name.
     pub fn written(&self) -> Option<&Materialised> {
-        self.materialised.get(&self.spec.as_ref()?.shots)
+        self.materialised.iter().find(|(shot, _)| self.is_last(**shot)).map(|(_, written)| written)
+    }
+
+    /// Returns whether `shot` is the last: the one that must reach the target.
+    pub fn is_last(&self, shot: u32) -> bool {
+        let limit = self.shots.get(&shot).map(|s| s.limit);
+        limit.is_some_and(|limit| self.target_limit().is_some_and(|target| limit <= target))
+    }
+
+    /// Returns how many shots there are: up to the last, once it is known, otherwise as many as were asked for.
+    pub fn planned_shots(&self) -> Option<u32> {
+        let last = self.shots.keys().copied().find(|shot| self.is_last(*shot));
+        last.or_else(|| self.spec.as_ref().map(|spec| spec.shots))
+    }
+
+    /// Returns the largest size at the end, once the model is known.
+    fn target_limit(&self) -> Option<u64> {
+        Some(self.spec.as_ref()?.target.limit(&self.prepared.as_ref()?.model.dense))
     }
 
     /// Returns the last committed shot; 0 for none.

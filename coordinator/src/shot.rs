@@ -6,16 +6,20 @@
 use crate::error::RunError;
 use crate::run::Run;
 use crate::stages::{
-    allocate, calibrate, commit, correct, evaluate, materialise, open, prepare, refine, score, update,
+    allocate, calibrate, commit, correct, evaluate, inherit, materialise, open, prepare, refine, score, update,
 };
 
 /// Prunes a model: the dense baseline, the shots, the smaller model.
 pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
     prepare(run).await?; //                       check model, data and target before anything expensive
+    inherit(run).await?; //                       the kept shots of another run, if this one begins with them
     evaluate(run, 0).await?; //                   held-out loss of the dense model
-    for shot in 1..=run.spec().shots {
+    for shot in 1.. {
         run_shot(run, shot).await?;
         materialise(run, shot).await?; //         7  the smaller model, proved to load: after the last shot, and at sizes on the way
+        if run.history(|h| h.is_last(shot)) {
+            break;
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod commit;
 mod correct;
 mod elements;
 mod finish;
+mod inherit;
 mod prepare;
 mod score;
 
@@ -16,6 +17,7 @@ pub(crate) use commit::commit;
 pub(crate) use correct::correct;
 pub(crate) use elements::refine;
 pub(crate) use finish::{evaluate, materialise};
+pub(crate) use inherit::inherit;
 pub(crate) use prepare::{open, prepare};
 pub(crate) use score::{score, update};
 

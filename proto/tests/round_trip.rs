@@ -52,7 +52,7 @@ prop_compose! {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, shape, scoring, update, curvature, fisher, fisher_samples: 1, shots: 1,
             schedule, shot_data, decay: 0.0, correct_rank: 0, correct_steps: 1, correct_rate: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
-            multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20,
+            multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20, keep_paths: false, paths_of: None,
         };
         match target {
             Target::Size(_) if structure == Structure::NofM => RunSpec {
@@ -78,11 +78,15 @@ prop_compose! {
         (damping_a, damping_g, decay) in (0.0..=10.0, 0.0..=10.0, 0.0..=1.0),
         (max_damped_layers, multiple_of, seed, memory) in
             (any::<u32>(), 1..=65_536u32, any::<u64>(), (1u64 << 20)..=u64::MAX),
+        (keep_paths, paths_of) in prop_oneof![
+            any::<bool>().prop_map(|keep| (keep, None)),
+            "[a-z][a-z0-9-]{0,20}[a-z0-9]".prop_map(|run| (false, RunId::new(&run).ok())),
+        ],
     ) -> RunSpec {
         RunSpec {
             model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
             correct_rank, correct_steps, correct_rate,
-            max_damped_layers, multiple_of, seed, memory, ..choices
+            max_damped_layers, multiple_of, seed, memory, keep_paths, paths_of, ..choices
         }
     }
 }

@@ -7,7 +7,9 @@ use crate::event::{CutChosen, Event};
 use crate::run::Run;
 use planning::threshold::{self, Cut, LayerPath, Ranking};
 use proto::v1;
-use types::{LayerCut, LayerReport, RemovalPath, Scoring, Shape, Structure, UnitGroup, UnitKind};
+use serde::Serialize;
+use service::keys;
+use types::{LayerCut, LayerId, LayerReport, RemovalPath, Scoring, Shape, Structure, Unit, UnitGroup, UnitKind};
 
 /// Chooses the cut for the shot's budget and makes it durable.
 pub(crate) async fn allocate(run: &Run, shot: u32) -> Result<(), RunError> {
@@ -41,25 +43,62 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
         Shape::PerLayer if run.spec().structure == Structure::Coupled => Some(Shape::Uniform),
         Shape::PerLayer => None,
     };
+    if run.spec().keep_paths {
+        put_removal_order(run, shot, &paths, (&layers, before.measured_by(&target))).await?;
+    }
     // Only for the report: the other shape need not be possible (unequal widths, too coarse a quantum).
     let other = other.and_then(|shape| solve(run, shape, &layers, to_free).ok()).map(|cut| cut.predicted);
     chosen(run, shot, &paths, &cut, other)
 }
 
 fn solve(run: &Run, shape: Shape, layers: &[LayerPath<'_>], to_free: u64) -> Result<Cut, planning::PlanningError> {
-    let spec = run.spec();
-    let paper = spec.structure == Structure::RowColumn && spec.scoring == Scoring::Independent;
-    let ranking = if paper { Ranking::Cost } else { Ranking::CostPerWeight };
     match shape {
         Shape::Uniform => threshold::uniform(layers, to_free),
-        Shape::PerLayer => threshold::per_layer(layers, to_free, ranking),
+        Shape::PerLayer => threshold::per_layer(layers, to_free, ranking(run)),
     }
+}
+
+fn ranking(run: &Run) -> Ranking {
+    let paper = run.spec().structure == Structure::RowColumn && run.spec().scoring == Scoring::Independent;
+    if paper { Ranking::Cost } else { Ranking::CostPerWeight }
+}
+
+/// A line of the removal order: units of one layer that go together.
+#[derive(Serialize)]
+struct Leaving<'a> {
+    layer: &'a LayerId,
+    units: Vec<Unit>,
+    /// Size that is left when they have gone, in the target's measure.
+    left: u64,
+    /// Predicted rise of the loss by all that have gone by then, nats per token.
+    predicted: f64,
+}
+
+/// Writes down in which order a per-layer cut takes the units, as JSON lines, beside the paths that are kept.
+async fn put_removal_order(
+    run: &Run,
+    shot: u32,
+    paths: &[RemovalPath],
+    (layers, before): (&[LayerPath<'_>], u64),
+) -> Result<(), RunError> {
+    let order = threshold::removal_order(layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
+    let mut lines = Vec::new();
+    for stretch in order {
+        let path = &paths[stretch.path];
+        let steps = &path.steps[stretch.steps.start as usize..stretch.steps.end as usize];
+        let units = steps.iter().map(|step| step.unit).collect();
+        let left = before.saturating_sub(stretch.freed);
+        let line = Leaving { layer: &path.layer, units, left, predicted: stretch.predicted };
+        serde_json::to_writer(&mut lines, &line).map_err(|e| invalid("removal order", e.to_string()))?;
+        lines.push(b'\n');
+    }
+    Ok(run.store().put(&keys::removal_order(run.id(), shot), lines.into()).await?)
 }
 
 /// Returns the paths with what a cut of them must respect.
 fn layer_paths<'a>(run: &Run, shot: u32, paths: &'a [RemovalPath]) -> Result<Vec<LayerPath<'a>>, RunError> {
     let model = prepared(run)?.model;
-    let written = shot == run.spec().shots || waypoint(run, shot)?.is_some();
+    let written = run.history(|h| h.is_last(shot)) || waypoint(run, shot)?.is_some();
     let group = |path: &RemovalPath| model.groups().find(|g| g.layer == path.layer).cloned();
     Ok(paths
         .iter()

@@ -69,6 +69,9 @@ fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u6
 
 /// Deletes the shot's factors, and weights that neither this checkpoint nor the one before it uses.
 async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
+    if run.spec().keep_paths {
+        return Ok(());
+    }
     run.store().delete_prefix(&keys::all_factors(run.id(), shot)).await?;
     run.store().delete_prefix(&keys::all_running(run.id(), shot - 1)).await?;
     let used: BTreeSet<String> = [shot, shot - 1]

@@ -55,7 +55,7 @@ fn described(result: TaskResult, seconds: f64) -> Result<Prepared, RunError> {
     })
 }
 
-fn unchanged(before: &Prepared, found: &Prepared) -> Result<(), RunError> {
+pub(super) fn unchanged(before: &Prepared, found: &Prepared) -> Result<(), RunError> {
     let same = [
         ("the model", before.model == found.model),
         ("the calibration data", before.data == found.data),

@@ -3,10 +3,12 @@
 mod choice;
 mod eval;
 mod inspect;
+mod materialise;
 mod prune;
 
 pub(crate) use eval::EvalArgs;
 pub(crate) use inspect::InspectArgs;
+pub(crate) use materialise::MaterialiseArgs;
 pub(crate) use prune::PruneArgs;
 
 use crate::error::{Exit, exit_codes};
@@ -59,6 +61,9 @@ pub(crate) enum Command {
     /// Prune a model to a target size and write it as a new folder
     #[command(long_about = prune::ABOUT, after_help = exit_codes())]
     Prune(PruneArgs),
+    /// Cut another size from the kept paths of an earlier run, without a new calibration
+    #[command(long_about = materialise::ABOUT, after_help = exit_codes())]
+    Materialise(MaterialiseArgs),
     /// Measure perplexity, speed and memory of one or more model folders
     #[command(long_about = eval::ABOUT, after_help = exit_codes())]
     Eval(EvalArgs),

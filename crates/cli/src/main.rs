@@ -1,6 +1,6 @@
 //! The program `llm-surgeon`: prunes, measures and shows language models.
 //!
-//! One file a subcommand: [`prune`], [`eval`], [`inspect`]. Results go to standard output, progress and logs to standard
+//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`inspect`]. Results go to standard output, progress and logs to standard
 //! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
 //! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
 
@@ -9,6 +9,7 @@ mod error;
 mod eval;
 mod inspect;
 mod local;
+mod materialise;
 mod output;
 mod progress;
 mod prune;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Prune(args) => prune::run(&args),
+        Command::Materialise(args) => materialise::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };

@@ -4,10 +4,10 @@ mod check;
 mod follow;
 mod request;
 
-pub(crate) use check::missing_data;
-pub(crate) use request::usual_seq_len;
+pub(crate) use check::{missing_data, output_parent};
+pub(crate) use request::{absolute, usual_seq_len};
 
-use crate::args::PruneArgs;
+use crate::args::{MachineArgs, PruneArgs};
 use crate::error::{CliError, report_error};
 use crate::local::{Client, Deployment, Local, call};
 use crate::output::{print, print_json, print_line, tell};
@@ -31,12 +31,7 @@ const PAGE: i32 = 1000;
 
 /// Prunes a model.
 pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
-    let display = Display::choose(args.quiet);
-    let log = display.clone();
-    let level = if args.quiet { "error" } else { "warn" };
-    telemetry::init_with_writer(LogFormat::Plain, level, move || log.writer())
-        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
-
+    let display = start_display(args.quiet)?;
     request::target(args)?;
     let folder = ModelFolder::open(&args.model)?;
     let spec = request::spec(args, folder.config())?;
@@ -51,21 +46,49 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
     check::output_parent(&output)?;
     check::writable("--state", &state, &state)?;
 
+    launch(Call { machine: args.machine, json: args.json, quiet: args.quiet }, &state, display, async |_| Ok(spec))
+}
+
+/// Returns the display for a run; the program's log goes through it.
+pub(crate) fn start_display(quiet: bool) -> Result<Display, CliError> {
+    let display = Display::choose(quiet);
+    let log = display.clone();
+    let level = if quiet { "error" } else { "warn" };
+    telemetry::init_with_writer(LogFormat::Plain, level, move || log.writer())
+        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
+    Ok(display)
+}
+
+/// How a run is carried out and shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) machine: MachineArgs,
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+}
+
+/// Carries out the run that `spec` asks for, once the coordinator of `state` answers, and shows what came of it.
+pub(crate) fn launch(
+    call: Call,
+    state: &Path,
+    display: Display,
+    spec: impl AsyncFnOnce(&Client) -> Result<RunSpec, CliError>,
+) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(MESSAGE_THREADS)
         .thread_name("messages")
         .enable_all()
         .build()
         .map_err(|source| CliError::Setup { what: "start the message threads", source })?;
-    let (done, drained) = runtime.block_on(prune(args, spec, &state, display));
+    let (done, drained) = runtime.block_on(serve_and_follow(call, state, display, spec));
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let done = done.and_then(|summary| show(args, &summary));
+    let done = done.and_then(|summary| show(call, &summary));
     if drained { done } else { leave(done) }
 }
 
 /// Prints what came of the run.
-fn show(args: &PruneArgs, summary: &Summary) -> Result<(), CliError> {
-    match (args.json, args.quiet) {
+fn show(call: Call, summary: &Summary) -> Result<(), CliError> {
+    match (call.json, call.quiet) {
         (true, quiet) => {
             if !quiet {
                 tell(&format!("\n{}", summary.render()));
@@ -84,7 +107,12 @@ fn leave(done: Result<(), CliError>) -> ! {
 }
 
 /// Runs the services around the run. Says beside the result whether all of them laid down their work.
-async fn prune(args: &PruneArgs, spec: RunSpec, state: &Path, display: Display) -> (Result<Summary, CliError>, bool) {
+async fn serve_and_follow(
+    call: Call,
+    state: &Path,
+    display: Display,
+    spec: impl AsyncFnOnce(&Client) -> Result<RunSpec, CliError>,
+) -> (Result<Summary, CliError>, bool) {
     let start = async || {
         let signals =
             Shutdown::on_signals().map_err(|source| CliError::Setup { what: "listen for signals", source })?;
@@ -97,16 +125,15 @@ async fn prune(args: &PruneArgs, spec: RunSpec, state: &Path, display: Display) 
         Err(error) => return (Err(error), true),
     };
     tokio::spawn(leave_at_second_signal(signals.clone()));
-    let deployment = Deployment { store, device: args.machine.device, threads: args.machine.threads };
-    let session = Session { args, spec, state, display, deployment, signals };
-    let followed = session.drive(&mut local).await;
+    let deployment = Deployment { store, device: call.machine.device, threads: call.machine.threads };
+    let session = Session { json: call.json, state, display, deployment, signals };
+    let followed = session.drive(&mut local, spec).await;
     (followed, local.stop(DRAIN).await)
 }
 
 /// One call of the program.
 struct Session<'a> {
-    args: &'a PruneArgs,
-    spec: RunSpec,
+    json: bool,
     state: &'a Path,
     display: Display,
     deployment: Deployment,
@@ -115,9 +142,14 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Creates the run and follows it.
-    async fn drive(self, local: &mut Local) -> Result<Summary, CliError> {
-        let Self { args, spec, state, display, deployment, signals } = self;
+    async fn drive(
+        self,
+        local: &mut Local,
+        spec: impl AsyncFnOnce(&Client) -> Result<RunSpec, CliError>,
+    ) -> Result<Summary, CliError> {
+        let Self { json, state, display, deployment, signals } = self;
         let client = local.client()?;
+        let spec = spec(&client).await?;
         let before = find_run(&client, &spec).await?;
         greet(&spec, before.as_ref(), state, &display)?;
         if before.as_ref().is_none_or(|run| run.state() != v1::RunState::Succeeded) {
@@ -125,7 +157,7 @@ impl Session<'_> {
         }
         let started = SystemTime::now();
         let run = create_run(&client, &spec).await?;
-        let mut follower = Follower::new(client.clone(), &run, &spec, started, display, args.json);
+        let mut follower = Follower::new(client.clone(), &run, &spec, started, display, json);
         let Finished { history, timeline } = follower.until_it_ends(local, &signals).await?;
         let report = follow::report(&client, &run.name).await?;
         let id = follow::run_id(&run.name);
@@ -137,13 +169,21 @@ impl Session<'_> {
 /// Returns the run that the same command began before, if there is one that can go on or is done.
 async fn find_run(client: &Client, spec: &RunSpec) -> Result<Option<v1::Run>, CliError> {
     let wanted = v1::RunSpec::from(spec.clone());
+    let usable = |run: &v1::Run| !matches!(run.state(), v1::RunState::Failed | v1::RunState::Cancelled);
+    newest_run(client, |run| run.spec.as_ref() == Some(&wanted) && usable(run)).await
+}
+
+/// Returns the newest run of the store that is `wanted`.
+pub(crate) async fn newest_run(
+    client: &Client,
+    wanted: impl Fn(&v1::Run) -> bool,
+) -> Result<Option<v1::Run>, CliError> {
     let mut page_token = String::new();
     loop {
         let request = v1::ListRunsRequest { page_size: PAGE, page_token };
         let list = |mut client: Client, request| async move { client.list_runs(request).await };
         let page = call(client, "cannot list earlier runs", request, list).await?;
-        let usable = |run: &v1::Run| !matches!(run.state(), v1::RunState::Failed | v1::RunState::Cancelled);
-        if let Some(run) = page.runs.into_iter().find(|r| r.spec.as_ref() == Some(&wanted) && usable(r)) {
+        if let Some(run) = page.runs.into_iter().find(&wanted) {
             return Ok(Some(run));
         }
         if page.next_page_token.is_empty() {

@@ -66,6 +66,41 @@ pub struct Cut {
 pub fn per_layer(paths: &[LayerPath], to_free: u64, ranking: Ranking) -> Result<Cut, PlanningError> {
     let points = paths.iter().map(allowed_points).collect::<Result<Vec<_>, _>>()?;
     check_feasible(points.iter().map(|p| p[p.len() - 1].freed), to_free)?;
+    Ok(take(&points, &in_order(&points, ranking), to_free))
+}
+
+/// Some steps of one path that go together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stretch {
+    /// Which path, by its place among those given.
+    pub path: usize,
+    /// Which of its steps.
+    pub steps: std::ops::Range<u32>,
+    /// What has been freed when they are gone, with all that went before, in the target's measure.
+    pub freed: u64,
+    /// Sum of the costs of what has gone by then, nats per token.
+    pub predicted: f64,
+}
+
+/// Returns everything that may go in the order in which [`per_layer`] takes it.
+///
+/// # Errors
+/// As for [`per_layer`].
+pub fn removal_order(paths: &[LayerPath], ranking: Ranking) -> Result<Vec<Stretch>, PlanningError> {
+    let points = paths.iter().map(allowed_points).collect::<Result<Vec<_>, _>>()?;
+    let (mut freed, mut predicted) = (0_u64, 0.0);
+    let stretches = in_order(&points, ranking).into_iter().map(|segment| {
+        let of = |at: usize| points[segment.path][at];
+        let (from, to) = (of(segment.start), of(segment.end));
+        freed = freed.saturating_add(to.freed - from.freed);
+        predicted += to.cost - from.cost;
+        Stretch { path: segment.path, steps: from.steps..to.steps, freed, predicted }
+    });
+    Ok(stretches.collect())
+}
+
+/// Returns the stretches of all paths in the order of their key.
+fn in_order(points: &[Vec<Point>], ranking: Ranking) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (path, layer_points) in points.iter().enumerate() {
         match ranking {
@@ -75,7 +110,7 @@ pub fn per_layer(paths: &[LayerPath], to_free: u64, ranking: Ranking) -> Result<
     }
     // Keys never fall along a path and the sort is stable, so the segments of one path stay in order.
     segments.sort_by(|a, b| a.key.total_cmp(&b.key).then(a.path.cmp(&b.path)));
-    Ok(take(&points, &segments, to_free))
+    segments
 }
 
 /// A prefix at which a path may be cut, with its sums.

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use planning::PlanningError;
-use planning::threshold::{Cut, LayerPath, Ranking, per_layer, uniform};
+use planning::threshold::{Cut, LayerPath, Ranking, per_layer, removal_order, uniform};
 use proptest::prelude::*;
 use types::{LayerId, PathStep, Unit, UnitKind};
 
@@ -191,6 +191,23 @@ proptest! {
     ) {
         let once = per_layer(&paths(&layers), share(most(&layers), percent), ranking).unwrap();
         prop_assert_eq!(per_layer(&paths(&layers), once.freed, ranking).unwrap(), once);
+    }
+
+    #[test]
+    fn cuts_follow_the_removal_order(
+        mut layers in prop::collection::vec(any_layer(20), 1..6), ranking in any_ranking(),
+    ) {
+        layers.iter_mut().flat_map(|l| &mut l.steps).for_each(|step| step.freed += 1);
+        let order = removal_order(&paths(&layers), ranking).unwrap();
+        let mut steps = vec![0; layers.len()];
+        for stretch in &order {
+            prop_assert_eq!(steps[stretch.path], stretch.steps.start);
+            steps[stretch.path] = stretch.steps.end;
+            let cut = per_layer(&paths(&layers), stretch.freed, ranking).unwrap();
+            prop_assert_eq!((&cut.steps, cut.freed), (&steps, stretch.freed));
+            prop_assert!(close(cut.predicted, stretch.predicted));
+        }
+        prop_assert_eq!(order.last().map_or(0, |last| last.freed), most(&layers));
     }
 
     #[test]

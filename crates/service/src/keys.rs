@@ -7,6 +7,7 @@
 //! runs/{run}/shots/{shot}/refined/{block}                    histograms of the costs near the threshold
 //! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
 //! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
+//! runs/{run}/shots/{shot}/removal_order.jsonl                units in the order of their cost, if paths are kept
 //! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
 //! runs/{run}/shots/{shot}/corrected                          its manifest after a correction
 //! ```
@@ -71,6 +72,11 @@ pub fn weights(run: &RunId, number: u32, blake3: &str) -> String {
 /// Returns the key of a shot's manifest after its correction.
 pub fn corrected(run: &RunId, number: u32) -> String {
     format!("{}/corrected", shot(run, number))
+}
+
+/// Returns the key of the order in which units leave, kept with the paths.
+pub fn removal_order(run: &RunId, number: u32) -> String {
+    format!("{}/removal_order.jsonl", shot(run, number))
 }
 
 /// Returns the key of a shot's manifest.

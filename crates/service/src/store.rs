@@ -122,6 +122,11 @@ impl Store {
         self.write(key, content, PutMode::Create).await
     }
 
+    /// Gives an object a second name, in place of what is there; a store that can does so without moving the content.
+    pub async fn copy(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        self.objects.copy(&checked(from)?, &checked(to)?).await.map_err(|e| failed(from, e))
+    }
+
     /// Says whether an object is there.
     pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
         match self.objects.head(&checked(key)?).await.map_err(|e| failed(key, e)) {

@@ -1,8 +1,8 @@
 //! Everything that can change a number, validated once.
 
 use crate::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, Schedule, Scoring, Shape, ShotData, Structure,
-    Target, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, RunId, Schedule, Scoring, Shape, ShotData,
+    Structure, Target, Update,
 };
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,10 @@ pub struct RunSpec {
     pub boundary_dtype: Dtype,
     /// Memory for boundary states and micro-batches, in bytes: it sets their number, and so the order of sums.
     pub memory: u64,
+    /// Whether factors and weights of every shot stay in the store, so that another run can cut another size from them.
+    pub keep_paths: bool,
+    /// The run whose kept shots this one begins with; all else but target, output and waypoints must be equal.
+    pub paths_of: Option<RunId>,
 }
 
 /// One thing wrong with a spec.
@@ -140,7 +144,22 @@ impl RunSpec {
             dtype: Dtype::F32,
             boundary_dtype: Dtype::F32,
             memory: 1 << 30,
+            keep_paths: false,
+            paths_of: None,
         }
+    }
+
+    /// Returns whether `self` can begin with the kept shots of a run of `kept`: it differs only in where it ends.
+    pub fn continues(&self, kept: &Self) -> bool {
+        let ends = |spec: &Self| Self {
+            target: self.target,
+            waypoints: vec![],
+            output: String::new(),
+            keep_paths: false,
+            paths_of: None,
+            ..spec.clone()
+        };
+        kept.keep_paths && ends(self) == ends(kept)
     }
 
     /// Returns the folder for the model of a waypoint: beside the output, named after the size.
@@ -218,6 +237,8 @@ impl RunSpec {
         faults.unless(!structure.keeps_shapes() || self.shape == Shape::PerLayer, "shape", problem);
         let fits = self.pattern.is_some() == (structure == Structure::NofM);
         faults.unless(fits, "pattern", "structure n:m takes a pattern such as 2:4, the others none");
+        let apart = !self.keep_paths || self.paths_of.is_none();
+        faults.unless(apart, "keep_paths", "a run that begins with another's paths keeps none itself; keep them there");
         let drawn = self.fisher == Fisher::Sampled || self.fisher_samples == 1;
         faults.unless(drawn, "fisher_samples", "only a sampled Fisher draws labels; take 1, or fisher sampled");
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);

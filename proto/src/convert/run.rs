@@ -186,6 +186,8 @@ impl From<RunSpec> for v1::RunSpec {
             curvature: v1::Curvature::from(value.curvature).into(),
             fisher: v1::Fisher::from(value.fisher).into(),
             fisher_samples: value.fisher_samples,
+            keep_paths: value.keep_paths,
+            paths_of: value.paths_of.as_ref().map(run_name).unwrap_or_default(),
             shots: value.shots,
             schedule: v1::Schedule::from(value.schedule).into(),
             shot_data: v1::ShotData::from(value.shot_data).into(),
@@ -263,6 +265,8 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
     let shot_data = note(faults, fields.choice::<v1::ShotData, _>("shot_data", value.shot_data, ShotData::ALL));
     let damping_scale =
         note(faults, fields.choice::<v1::DampingScale, _>("damping_scale", value.damping_scale, DampingScale::ALL));
+    let paths_of = Some(value.paths_of.as_str()).filter(|name| !name.is_empty());
+    let paths_of = note(faults, paths_of.map(|name| run_of_name("paths_of", name)).transpose());
     let dtype = note(faults, fields.choice::<v1::Dtype, _>("dtype", value.dtype, Dtype::ALL));
     let boundary_dtype =
         note(faults, fields.choice::<v1::Dtype, _>("boundary_dtype", value.boundary_dtype, Dtype::ALL));
@@ -288,6 +292,8 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
         curvature: curvature?,
         fisher: fisher?,
         fisher_samples: value.fisher_samples,
+        keep_paths: value.keep_paths,
+        paths_of: paths_of?,
         shots: value.shots,
         schedule: schedule?,
         shot_data: shot_data?,

@@ -198,6 +198,12 @@ pub(crate) struct PruneArgs {
     /// may be removed.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(crate) state: Option<PathBuf>,
+    /// Keep every shot's factors and weights, so that `llm-surgeon materialise` can cut any other size in a minute
+    ///
+    /// They stay in the state folder until that is removed: many times the model's size for each shot. The order in which
+    /// units leave is written there, one JSON line for units that go together.
+    #[arg(long, help_heading = "Output")]
+    pub(crate) keep_paths: bool,
     /// No progress; only the folder's path at the end
     #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,

@@ -57,7 +57,7 @@ pub(super) enum Phase {
 /// How long each phase took when it was last seen, and where the run is.
 #[derive(Debug, Clone)]
 pub(super) struct Estimate {
-    shots: u32,
+    pub(super) shots: u32,
     evaluates: bool,
     shot: u32,
     phase: Phase,

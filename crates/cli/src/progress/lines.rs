@@ -7,9 +7,10 @@ use types::{CorrectionReport, format_bytes};
 /// Returns the line for an event, if it is worth one. `history` has the event already; `seconds` passed since what it
 /// ends began.
 pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<String> {
-    let shots = history.spec.as_ref().map_or(0, |s| s.shots);
+    let shots = history.planned_shots().unwrap_or_default();
     let dense = history.prepared.as_ref().map(|p| p.model.dense).unwrap_or_default();
     match event {
+        Event::Inherited { from, .. } => Some(format!("paths of run {from}: shot {shots} is cut at another size")),
         Event::Prepared(found) => {
             let (model, data) = (&found.model, &found.data);
             Some(format!(

@@ -42,6 +42,8 @@ impl Tracker {
     /// Folds a record of the journal. Returns the line that tells of it.
     pub(super) fn record(&mut self, event: &Event, now: f64) -> Option<String> {
         self.history.apply(event.clone());
+        self.shots = self.history.planned_shots().unwrap_or(self.shots);
+        self.estimate.shots = self.shots;
         self.finish_stages(event);
         match event {
             Event::Created { spec } => self.estimate.corrects = spec.correct_rank > 0,

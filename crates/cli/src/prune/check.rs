@@ -35,7 +35,7 @@ pub(super) fn inputs(spec: &RunSpec, folder: &ModelFolder) -> Result<(), CliErro
 }
 
 /// Makes sure that the output can be created beside its final name, and returns its parent.
-pub(super) fn output_parent(output: &Path) -> Result<PathBuf, CliError> {
+pub(crate) fn output_parent(output: &Path) -> Result<PathBuf, CliError> {
     let parent = output.parent().unwrap_or(Path::new("/")).to_owned();
     writable("--out", output, &parent)?;
     Ok(parent)

@@ -148,7 +148,7 @@ impl Follower {
         // If this does not come through, the journal holds what is committed all the same.
         let _ = tokio::time::timeout(DRAIN, client.pause_run(request)).await;
         let (run, done) = (run_id(&self.name), self.history.shots_done());
-        let shots = self.history.spec.as_ref().map_or(0, |s| s.shots);
+        let shots = self.history.planned_shots().unwrap_or_default();
         let what = format!("run {run} is paused, {done} of {shots} shots are committed; the same command resumes it");
         let signal = signals.signal().unwrap_or(service::shutdown::Signal::Terminate);
         CliError::Interrupted { signal, what }

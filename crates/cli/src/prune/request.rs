@@ -51,6 +51,8 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         dtype: args.dtype,
         boundary_dtype: args.boundary_dtype.unwrap_or(args.dtype),
         memory: args.memory,
+        keep_paths: args.keep_paths,
+        paths_of: None,
     };
     spec.validated().map_err(CliError::Spec)
 }
@@ -68,7 +70,8 @@ pub(crate) fn usual_seq_len(config: &ModelConfig) -> u64 {
     USUAL_SEQ_LEN.min(positions).min(window)
 }
 
-fn absolute(flag: &'static str, path: &Path) -> Result<String, CliError> {
+/// Returns a path as the run's record has it.
+pub(crate) fn absolute(flag: &'static str, path: &Path) -> Result<String, CliError> {
     let given = path.display();
     let absolute = std::path::absolute(path).map_err(|e| CliError::Usage(format!("{flag} '{given}': {e}")))?;
     let clean = absolute.components().collect::<std::path::PathBuf>(); // without a trailing slash

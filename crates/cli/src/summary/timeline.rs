@@ -58,6 +58,7 @@ impl Timeline {
             Event::Materialised(written) => self.materialise += written.seconds,
             Event::Created { .. }
             | Event::TakenOver { .. }
+            | Event::Inherited { .. }
             | Event::ShotOpened { .. }
             | Event::ShotCommitted { .. }
             | Event::Succeeded
