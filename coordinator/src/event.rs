@@ -67,6 +67,15 @@ pub enum Event {
         /// Predicted rise of the loss by the whole shot, nats per token.
         predicted: f64,
     },
+    /// A shot was taken back: the held-out loss rose too far. Its curvature and paths stay; it is cut again, less deep.
+    ShotTakenBack {
+        /// Which shot.
+        shot: u32,
+        /// Measured rise of the held-out loss, nats per token.
+        measured: f64,
+        /// What it had freed, in the target's figure; the next try frees half of it at most.
+        freed: u64,
+    },
     /// A committed shot's weights were corrected, or it was found that correction does not help.
     ShotCorrected(ShotCorrected),
     /// The final folder has its final name.
@@ -88,7 +97,9 @@ impl Event {
     /// Returns the shot it is of; `None` for what is of the whole run.
     pub fn shot(&self) -> Option<u32> {
         match self {
-            Self::ShotOpened { shot, .. } | Self::ShotCommitted { shot, .. } => Some(*shot),
+            Self::ShotOpened { shot, .. } | Self::ShotCommitted { shot, .. } | Self::ShotTakenBack { shot, .. } => {
+                Some(*shot)
+            }
             Self::Evaluated(e) => Some(e.shot),
             Self::ShardCalibrated(s) => Some(s.shot),
             Self::BlockScored(b) => Some(b.shot),
@@ -312,8 +323,12 @@ pub struct History {
 /// What is known of one shot.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ShotHistory {
-    /// Largest size after it.
+    /// Largest size after it; [`History::UNDECIDED`] while only its paths will tell.
     pub limit: u64,
+    /// How often it was taken back.
+    pub taken_back: u32,
+    /// The most it may free after that.
+    pub may_free: Option<u64>,
     /// Shards swept.
     pub shards: BTreeMap<u32, ShardCalibrated>,
     /// Blocks scored.
@@ -344,6 +359,9 @@ pub struct Committed {
 }
 
 impl History {
+    /// The limit of a shot whose paths will tell how far it goes.
+    pub const UNDECIDED: u64 = u64::MAX;
+
     /// Adds one event. Later events of the same step replace earlier ones, so that a repeated step does no harm.
     pub fn apply(&mut self, event: Event) {
         match event {
@@ -379,6 +397,14 @@ impl History {
             Event::ShotCommitted { shot, checkpoint, sizes, layers, predicted } => {
                 self.shots.entry(shot).or_default().committed =
                     Some(Committed { checkpoint, sizes, layers, predicted });
+            }
+            Event::ShotTakenBack { shot, freed, .. } => {
+                self.evaluations.remove(&shot);
+                let known = self.shots.entry(shot).or_default();
+                let (shards, scored) = (std::mem::take(&mut known.shards), std::mem::take(&mut known.scored));
+                let taken_back = known.taken_back + 1;
+                let (limit, may_free) = (Self::UNDECIDED, Some(freed / 2));
+                *known = ShotHistory { limit, taken_back, may_free, shards, scored, ..ShotHistory::default() };
             }
             Event::ShotCorrected(c) => {
                 let shot = c.shot;

@@ -46,6 +46,7 @@ fn shot_report(shot: u32, history: &History, evaluation: Option<Evaluation>) -> 
     Some(ShotReport {
         shot,
         limit: known.limit,
+        taken_back: known.taken_back,
         sizes: committed.sizes,
         threshold: cut.threshold,
         calibration_loss: if targets == 0 { 0.0 } else { loss / targets as f64 },

@@ -6,7 +6,8 @@
 use crate::error::RunError;
 use crate::run::Run;
 use crate::stages::{
-    allocate, calibrate, commit, correct, evaluate, inherit, materialise, open, prepare, refine, score, update,
+    allocate, calibrate, clean, commit, correct, evaluate, inherit, materialise, open, prepare, refine, score,
+    take_back, update,
 };
 
 /// Prunes a model: the dense baseline, the shots, the smaller model.
@@ -31,10 +32,16 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
         calibrate(run, shot), //                  1  Kronecker factors of the loss's curvature, block by block from the last …
         score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
     )?;
-    refine(run, shot).await?; //                  3  single weights only: the costs near the threshold, and …
-    allocate(run, shot).await?; //                   … one cut over all layers
-    update(run, shot).await?; //                  4  removal and correlated update of what remains
-    commit(run, shot).await?; //                  the checkpoint's manifest, written last
-    correct(run, shot).await?; //                 5  low-rank correction, if asked for
-    evaluate(run, shot).await //                  6  held-out loss
+    loop {
+        refine(run, shot).await?; //              3  single weights only: the costs near the threshold, and …
+        allocate(run, shot).await?; //               … one cut over all layers
+        update(run, shot).await?; //              4  removal and correlated update of what remains
+        commit(run, shot).await?; //              the checkpoint's manifest, written last
+        correct(run, shot).await?; //             5  low-rank correction, if asked for
+        evaluate(run, shot).await?; //            6  held-out loss
+        if !take_back(run, shot).await? {
+            break; //                                adaptive schedule: cut less deep if the loss rose too far
+        }
+    }
+    clean(run, shot).await //                     what no later shot needs
 }

@@ -1,5 +1,6 @@
 //! The stages of a run. Each one: ask the journal, give out what is missing, make results durable.
 
+mod adapt;
 mod allocate;
 mod calibrate;
 mod commit;
@@ -10,10 +11,11 @@ mod inherit;
 mod prepare;
 mod score;
 
+pub(crate) use adapt::take_back;
 pub(crate) use allocate::allocate;
 pub(crate) use calibrate::calibrate;
 pub use calibrate::shard_plan;
-pub(crate) use commit::commit;
+pub(crate) use commit::{clean, commit};
 pub(crate) use correct::correct;
 pub(crate) use elements::refine;
 pub(crate) use finish::{evaluate, materialise};

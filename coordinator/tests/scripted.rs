@@ -185,20 +185,27 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
                 peak_memory_bytes: 1,
             })
         }
-        Work::Evaluate(_) => TaskResult::Evaluate(v1::EvaluateResult {
-            loss: 3.0 + f64::from(task.shot) / 8.0,
-            segments: 2,
-            segments_in_data: 5,
-            tokens: 32,
-            seconds: 0.5,
-            peak_memory_bytes: 1,
-        }),
+        Work::Evaluate(w) => TaskResult::Evaluate(evaluated(&checkpoint(&w.checkpoint).await)),
         Work::Materialise(w) => TaskResult::Materialise(v1::MaterialiseResult {
             output: "o".into(),
             blake3: blake3::hash(w.report_json.as_bytes()).to_hex().to_string(),
             bytes: 1,
             logit_difference: 0.0,
         }),
+    }
+}
+
+/// Returns a loss that every unit that is gone raises by a half.
+fn evaluated(checkpoint: &Checkpoint) -> v1::EvaluateResult {
+    let layers = (0..BLOCKS).flat_map(|b| ["o_proj", "down_proj"].map(|name| layer(b, name)));
+    let left: usize = layers.map(|layer| left(&layer, checkpoint).len()).sum();
+    v1::EvaluateResult {
+        loss: 64.0 - left as f64 / 2.0,
+        segments: 2,
+        segments_in_data: 5,
+        tokens: 32,
+        seconds: 0.5,
+        peak_memory_bytes: 1,
     }
 }
 
@@ -388,8 +395,20 @@ async fn single_weights_go_by_one_exact_threshold_over_all_layers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_continued_from_any_prefix_of_its_journal_ends_in_the_same_place() {
+    let report = continued_from_any_prefix(spec()).await;
+    assert_eq!(report.shots.len(), 3);
+    // More than two units at once are too many.
+    let adaptive = RunSpec { schedule: types::Schedule::Adaptive, max_rise: 0.5, shots: 20, ..spec() };
+    let report = continued_from_any_prefix(adaptive).await;
+    assert!(report.shots.iter().any(|s| s.taken_back > 0), "{:?}", report.shots);
+    let limit = Target::Size(0.6).limit(&report.before);
+    assert!(report.after.prunable <= limit && report.shots.last().unwrap().limit == limit, "{:?}", report.shots);
+}
+
+/// Runs `spec`, then once more from every prefix of its journal; returns the report, which is always the same.
+async fn continued_from_any_prefix(spec: RunSpec) -> RunReport {
     let whole = site(Store::memory(), true).await;
-    let name = whole.create(spec()).await.name;
+    let name = whole.create(spec.clone()).await.name;
     whole.watch(&name).await;
     let report = whole.report(&name).await;
     let all = contents(&whole.store).await;
@@ -404,13 +423,14 @@ async fn a_run_continued_from_any_prefix_of_its_journal_ends_in_the_same_place()
             }
         }
         let again = site(store, true).await;
-        let created = again.create(spec()).await;
+        let created = again.create(spec.clone()).await;
         assert_eq!(created.name, name);
         let (ended, _) = again.watch(&name).await;
         assert_eq!(ended.state(), v1::RunState::Succeeded, "after {keep} records: {}", ended.reason);
         assert_eq!(again.report(&name).await, report, "after {keep} records");
         again.stop.cancel();
     }
+    report
 }
 
 #[tokio::test(flavor = "multi_thread")]

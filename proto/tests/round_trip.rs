@@ -51,7 +51,7 @@ prop_compose! {
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, shape, scoring, update, curvature, fisher, fisher_samples: 1, shots: 1,
-            schedule, shot_data, decay: 0.0, correct_rank: 0, correct_steps: 1, correct_rate: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
+            schedule, max_rise: 0.1, shot_data, decay: 0.0, correct_rank: 0, correct_steps: 1, correct_rate: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
             multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20, keep_paths: false, paths_of: None,
         };
         match target {
@@ -83,8 +83,10 @@ prop_compose! {
             "[a-z][a-z0-9-]{0,20}[a-z0-9]".prop_map(|run| (false, RunId::new(&run).ok())),
         ],
     ) -> RunSpec {
+        let adapts = !eval_data.is_empty() && !choices.structure.is_masked();
+        let schedule = if adapts { choices.schedule } else { Schedule::Linear };
         RunSpec {
-            model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
+            schedule, model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
             correct_rank, correct_steps, correct_rate,
             max_damped_layers, multiple_of, seed, memory, keep_paths, paths_of, ..choices
         }

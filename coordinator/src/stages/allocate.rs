@@ -1,10 +1,12 @@
 //! Stage 3, the only barrier: the paths of all layers become one cut per layer.
 
+use super::adapt::{Goal, goal};
 use super::finish::waypoint;
 use super::{check_damping, elements, invalid, load_json, prepared, units_left};
 use crate::error::RunError;
-use crate::event::{CutChosen, Event};
+use crate::event::{CutChosen, Event, History};
 use crate::run::Run;
+use planning::schedule;
 use planning::threshold::{self, Cut, LayerPath, Ranking};
 use proto::v1;
 use serde::Serialize;
@@ -34,8 +36,14 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
     }
     let target = run.spec().target;
     let before = run.history(|h| h.sizes(shot - 1)).ok_or_else(|| invalid("journal", "the last shot has no size"))?;
-    let to_free = before.measured_by(&target).saturating_sub(known.limit);
-    let layers = layer_paths(run, shot, &paths)?;
+    let before = before.measured_by(&target);
+    let limit = match known.limit {
+        History::UNDECIDED => adapted(run, shot, &paths, before).await?,
+        limit => limit,
+    };
+    let to_free = before.saturating_sub(limit);
+    let written = run.history(|h| h.is_last(shot)) || waypoint(run, shot)?.is_some();
+    let layers = layer_paths(run, (shot, written), &paths)?;
     let asked = run.spec().shape;
     let cut = solve(run, asked, &layers, to_free).map_err(|source| RunError::Cut { shot, source })?;
     let other = match asked {
@@ -44,11 +52,31 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
         Shape::PerLayer => None,
     };
     if run.spec().keep_paths {
-        put_removal_order(run, shot, &paths, (&layers, before.measured_by(&target))).await?;
+        put_removal_order(run, shot, &paths, (&layers, before)).await?;
     }
     // Only for the report: the other shape need not be possible (unequal widths, too coarse a quantum).
     let other = other.and_then(|shape| solve(run, shape, &layers, to_free).ok()).map(|cut| cut.predicted);
     chosen(run, shot, &paths, &cut, other)
+}
+
+/// Decides and records how far an adaptive shot goes: to its goal if that is within the bound, otherwise as far as the bound.
+async fn adapted(run: &Run, shot: u32, paths: &[RemovalPath], before: u64) -> Result<u64, RunError> {
+    let Goal { limit: goal, forced, may_free } = goal(run, shot, before)?;
+    let failed = |source| RunError::Cut { shot, source };
+    let (shape, bound, to_goal) = (run.spec().shape, run.spec().max_rise, before.saturating_sub(goal));
+    let limit = match solve(run, shape, &layer_paths(run, (shot, true), paths)?, to_goal) {
+        Ok(cut) if forced || (to_goal <= may_free && cut.predicted <= bound) => goal,
+        Err(error) if forced => return Err(failed(error)),
+        _ => {
+            // Short of the goal: that is reached with rounded widths, by a later shot.
+            let layers = layer_paths(run, (shot, false), paths)?;
+            let short_of_it = to_goal.saturating_sub(1).min(may_free).max(1);
+            let step = schedule::largest_step(short_of_it, bound, |to_free| solve(run, shape, &layers, to_free));
+            before.saturating_sub(step.map_err(failed)?.freed).max(goal + 1)
+        }
+    };
+    run.record(Event::ShotOpened { shot, limit }).await?;
+    Ok(limit)
 }
 
 fn solve(run: &Run, shape: Shape, layers: &[LayerPath<'_>], to_free: u64) -> Result<Cut, planning::PlanningError> {
@@ -96,9 +124,13 @@ async fn put_removal_order(
 }
 
 /// Returns the paths with what a cut of them must respect.
-fn layer_paths<'a>(run: &Run, shot: u32, paths: &'a [RemovalPath]) -> Result<Vec<LayerPath<'a>>, RunError> {
+/// `written`: whether the shot ends with a model that is written.
+fn layer_paths<'a>(
+    run: &Run,
+    (shot, written): (u32, bool),
+    paths: &'a [RemovalPath],
+) -> Result<Vec<LayerPath<'a>>, RunError> {
     let model = prepared(run)?.model;
-    let written = run.history(|h| h.is_last(shot)) || waypoint(run, shot)?.is_some();
     let group = |path: &RemovalPath| model.groups().find(|g| g.layer == path.layer).cloned();
     Ok(paths
         .iter()

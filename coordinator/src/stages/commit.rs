@@ -39,12 +39,12 @@ pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
         };
         let layers: Vec<LayerReport> = cut.layers.into_iter().map(report).collect();
         let sizes = sizes_after(run, shot, &checkpoint, cut.freed_prunable)?;
-        let key = keys::checkpoint(run.id(), shot);
+        let key = keys::checkpoint(run.id(), shot, known.taken_back);
         put_manifest(run, &key, &checkpoint).await?;
         let predicted = layers.iter().map(|l| l.predicted).sum();
         run.record(Event::ShotCommitted { shot, checkpoint: key, sizes, layers, predicted }).await?;
     }
-    clean(run, shot).await
+    Ok(())
 }
 
 fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u64) -> Result<Sizes, RunError> {
@@ -68,7 +68,7 @@ fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u6
 }
 
 /// Deletes the shot's factors, and weights that neither this checkpoint nor the one before it uses.
-async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
+pub(crate) async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
     if run.spec().keep_paths {
         return Ok(());
     }

@@ -48,9 +48,10 @@ fn corrected(
     if !(report.loss_before.is_finite() && report.loss_after <= report.loss_before) {
         return Err(invalid("result of correct", "a correction that raises the loss must not be kept"));
     }
+    let taken_back = run.history(|h| h.shots.get(&shot).map_or(0, |s| s.taken_back));
     let (checkpoint, layers) = match new.as_slice() {
         [] => (checkpoint, before.layers),
-        _ => (keys::corrected(run.id(), shot), in_block_order(run, &before, &new)?),
+        _ => (keys::corrected(run.id(), shot, taken_back), in_block_order(run, &before, &new)?),
     };
     Ok(ShotCorrected { shot, checkpoint, layers, report, seconds, peak_memory: r.peak_memory_bytes })
 }

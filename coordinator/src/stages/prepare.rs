@@ -2,13 +2,13 @@
 
 use super::{bad_message, invalid, prepared, wrong_result};
 use crate::error::RunError;
-use crate::event::{Event, Prepared};
+use crate::event::{Event, History, Prepared};
 use crate::run::Run;
 use planning::schedule;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
-use types::{Sizes, Target, format_bytes};
+use types::{Schedule, Sizes, Target, format_bytes};
 
 /// Has a calibrator describe model and data; when the run goes on, makes sure that they are what they were.
 pub(crate) async fn prepare(run: &Run) -> Result<(), RunError> {
@@ -35,6 +35,9 @@ pub(crate) async fn open(run: &Run, shot: u32) -> Result<(), RunError> {
     }
     let dense = prepared(run)?.model.dense;
     let spec = run.spec();
+    if spec.schedule == Schedule::Adaptive {
+        return run.record(Event::ShotOpened { shot, limit: History::UNDECIDED }).await;
+    }
     let waypoints: Vec<u64> = spec.waypoints.iter().map(|w| Target::Size(*w).limit(&dense)).collect();
     let (whole, target) = (dense.measured_by(&spec.target), spec.target.limit(&dense));
     let limits = schedule::limits_through(whole, &waypoints, target, spec.shots, spec.schedule)

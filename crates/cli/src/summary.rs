@@ -43,7 +43,7 @@ pub(crate) struct Summary {
     /// Predicted rise of the loss over all shots, for the shape asked for and for the other one; nats per token.
     predicted: f64,
     predicted_other_shape: Option<f64>,
-    /// Damping as a fraction of the mean of the diagonal, and the layers that needed more than asked for.
+    /// Damping of A and G, the largest that was used, and the layers that needed more than asked for.
     damping_asked: [f64; 2],
     largest_damping: f64,
     raised_layers: Vec<String>,
@@ -78,6 +78,8 @@ struct ShotSummary {
     sizes: Sizes,
     predicted: f64,
     predicted_other_shape: Option<f64>,
+    /// How often it was taken back and cut less deep (adaptive schedule).
+    taken_back: u32,
     /// Rise of the held-out loss by the whole shot, its correction included, nats per token.
     measured: Option<f64>,
     /// The shot's low-rank correction.
@@ -159,6 +161,7 @@ fn shots(history: &History) -> Vec<ShotSummary> {
             sizes: committed.sizes,
             predicted: committed.predicted,
             predicted_other_shape: cut.predicted_other_shape,
+            taken_back: known.taken_back,
             perplexity: history.evaluations.get(shot).map(|e| e.evaluation.perplexity),
             largest_damping: cut.largest_damping,
         })

@@ -51,10 +51,15 @@ pub fn prune_plain(output: &Path) -> Command {
 
 /// Returns the same without a number of shots.
 pub fn prune_to(output: &Path) -> Command {
+    prune_on(output, 24)
+}
+
+/// Returns the same on so many calibration samples.
+pub fn prune_on(output: &Path, samples: u32) -> Command {
     let mut command = Command::new(binary());
     command.arg("prune").arg(glassllm()).arg("--data").arg(root().join("testdata/text/calibration"));
     command.arg("--out").arg(output);
-    command.args(["--samples", "24", "--seq-len", "128"]);
+    command.args(["--seq-len", "128", "--samples"]).arg(samples.to_string());
     command.args(["--multiple-of", "1", "--device", "cpu", "--threads", "1"]).env("RUST_BACKTRACE", "0");
     command
 }

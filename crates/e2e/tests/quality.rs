@@ -65,6 +65,33 @@ fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
 }
 
 #[test]
+fn adaptive_shots_go_as_far_as_their_prediction_and_the_held_out_loss_let_them() {
+    let temp = tempfile::tempdir().unwrap();
+    let text = e2e::root().join("testdata/text/heldout").display().to_string();
+    let common = ["--schedule", "adaptive", "--shape", "per-layer", "--eval-data", &text, "--eval-samples", "8"];
+    let run = |name: &str, samples: u32, options: &[&str]| {
+        let output = temp.path().join(name);
+        let said = summary(e2e::prune_on(&output, samples).args(common).args(options));
+        let (found, again) = (perplexity(&said, "after"), e2e::perplexity(&output));
+        assert!((again / found - 1.0).abs() < 1e-4, "{name}: summary {found}, eval {again}");
+        let left = said["after"]["prunable"].as_f64().unwrap() / said["before"]["prunable"].as_f64().unwrap();
+        (said["shots"].as_array().unwrap().clone(), left)
+    };
+    let predicted = |shot: &Value| shot["predicted"].as_f64().unwrap();
+    let (shots, left) = run("bounded", 24, &["--target-size", "0.75", "--max-rise", "0.01", "--shots", "40"]);
+    assert!(left <= 0.75 && shots.len() > 1 && shots.len() < 40, "{left} {shots:?}");
+    assert!(shots.iter().all(|shot| predicted(shot) <= 0.01 + 1e-9), "{shots:?}");
+    let (shots, left) = run("at-once", 24, &["--target-size", "0.8", "--max-rise", "9", "--shots", "40"]);
+    assert!(left <= 0.8 && shots.len() == 1, "{shots:?}");
+    let (shots, left) = run("forced", 24, &["--targets", "0.9,0.8", "--max-rise", "0.001", "--shots", "3"]);
+    assert!(left <= 0.8 && shots.len() == 3 && predicted(&shots[2]) > 0.001, "{shots:?}");
+    // Almost no damping on a few tokens: the prediction is far too low, and the held-out loss tells.
+    let trusting = ["--target-size", "0.6", "--damping", "0.00001", "--max-rise", "0.01", "--shots", "3"];
+    let (shots, _) = run("trusting", 1, &trusting);
+    assert!(shots[0]["taken_back"].as_u64() > Some(0), "{shots:?}");
+}
+
+#[test]
 fn one_run_writes_a_model_at_each_target() {
     let temp = tempfile::tempdir().unwrap();
     let output = temp.path().join("pruned");

@@ -1,7 +1,49 @@
 //! How the size goes down over the shots. Does not know what is removed.
 
 use crate::PlanningError;
+use crate::threshold::Cut;
 use types::Schedule;
+
+/// A shot's measured rise of the loss above this many times its bound is off.
+const OFF: f64 = 2.0;
+/// A shot is taken back at most this often: what is off then is not the length of the step.
+const MOST_RETURNS: u32 = 3;
+
+/// Returns whether a shot that was taken back so often before is to be taken back: the loss rose by more than twice what was
+/// allowed to be predicted.
+pub fn is_off(measured: f64, max_rise: f64, taken_back: u32) -> bool {
+    taken_back < MOST_RETURNS && measured > OFF * max_rise
+}
+
+/// Returns the cut that frees most, up to `goal`, with a predicted rise within `bound`; if even the least does not stay
+/// within it, the least. `cut` returns the cheapest that frees at least what it is given.
+///
+/// # Errors
+/// Those of `cut`.
+pub fn largest_step(
+    goal: u64,
+    bound: f64,
+    cut: impl Fn(u64) -> Result<Cut, PlanningError>,
+) -> Result<Cut, PlanningError> {
+    let whole = cut(goal)?;
+    if whole.predicted <= bound || goal <= 1 {
+        return Ok(whole);
+    }
+    let mut best = cut(1)?;
+    // Freeing `low` stays within the bound, or is the least; freeing `high` does not.
+    let (mut low, mut high) = (best.freed.clamp(1, goal), goal);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let found = cut(middle)?;
+        if found.predicted <= bound {
+            low = found.freed.clamp(middle, high - 1);
+            best = found;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(best)
+}
 
 /// Returns the largest allowed size after each shot, in the target's measure.
 ///
@@ -18,7 +60,7 @@ fn limits(dense: u64, target: u64, shots: u32, schedule: Schedule) -> Vec<u64> {
     (1..=shots)
         .map(|shot| {
             let wish = match schedule {
-                Schedule::Linear => linear(dense, removed, shot, shots),
+                Schedule::Linear | Schedule::Adaptive => linear(dense, removed, shot, shots),
                 Schedule::Geometric => geometric(dense, target, shot, shots),
             };
             // Room for the shots to come: rounding must not let two of them share a size.
@@ -51,7 +93,7 @@ pub fn limits_through(
     let starts = [dense].into_iter().chain(waypoints.iter().copied());
     let stretches: Vec<(u64, u64)> = starts.zip(ends).collect();
     let length = |(from, to): (u64, u64)| match schedule {
-        Schedule::Linear => from.saturating_sub(to) as f64,
+        Schedule::Linear | Schedule::Adaptive => from.saturating_sub(to) as f64,
         Schedule::Geometric => (from.max(1) as f64 / to.max(1) as f64).ln(),
     };
     let mut given = vec![1_u32; stretches.len()];
@@ -98,7 +140,36 @@ mod tests {
         assert!(limits_through(100, &[90, 80], 70, 2, Schedule::Linear).is_err());
     }
 
+    #[test]
+    fn a_shot_is_taken_back_three_times_at_most() {
+        let off: Vec<u32> = (0..9).filter(|taken_back| is_off(1e9, 0.1, *taken_back)).collect();
+        assert_eq!(off, [0, 1, 2]);
+        assert!(!is_off(0.2, 0.1, 0) && is_off(0.21, 0.1, 0));
+    }
+
     proptest! {
+        #[test]
+        fn the_largest_step_stays_within_the_bound_and_one_more_does_not(
+            costs in prop::collection::vec((0.0..1.0_f64, 1_u64..9), 1..40), percent in 1_u64..=100, bound in 0.0..8.0_f64,
+        ) {
+            let all: u64 = costs.iter().map(|(_, freed)| freed).sum();
+            let cut = |to_free: u64| {
+                let mut cut = Cut::default();
+                for (cost, freed) in &costs {
+                    if cut.freed >= to_free {
+                        break;
+                    }
+                    cut.freed += freed;
+                    cut.predicted += cost;
+                }
+                Ok(cut)
+            };
+            let goal = (all * percent / 100).max(1);
+            let step = largest_step(goal, bound, cut).unwrap();
+            let (least, whole) = (cut(1).unwrap(), cut(goal).unwrap());
+            prop_assert!(step.predicted <= bound || step == least || goal == 1);
+            prop_assert!(step == whole || cut(step.freed + 1).unwrap().predicted > bound);
+        }
         #[test]
         fn every_size_on_the_way_is_met(
             sizes in prop::collection::btree_set(1_u64..1 << 40, 2..8),

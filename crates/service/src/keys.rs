@@ -69,9 +69,14 @@ pub fn weights(run: &RunId, number: u32, blake3: &str) -> String {
     format!("{}/{blake3}", all_weights(run, number))
 }
 
-/// Returns the key of a shot's manifest after its correction.
-pub fn corrected(run: &RunId, number: u32) -> String {
-    format!("{}/corrected", shot(run, number))
+/// Returns the key of a shot's manifest after its correction; `attempt` counts how often the shot was taken back.
+pub fn corrected(run: &RunId, number: u32, attempt: u32) -> String {
+    format!("{}/corrected{}", shot(run, number), again(attempt))
+}
+
+/// Returns what tells a manifest from the one of an earlier attempt: workers know weights by their manifest's key.
+fn again(attempt: u32) -> String {
+    if attempt == 0 { String::new() } else { format!("-{attempt}") }
 }
 
 /// Returns the key of the order in which units leave, kept with the paths.
@@ -79,7 +84,7 @@ pub fn removal_order(run: &RunId, number: u32) -> String {
     format!("{}/removal_order.jsonl", shot(run, number))
 }
 
-/// Returns the key of a shot's manifest.
-pub fn checkpoint(run: &RunId, number: u32) -> String {
-    format!("{}/checkpoint", shot(run, number))
+/// Returns the key of a shot's manifest; `attempt` counts how often the shot was taken back.
+pub fn checkpoint(run: &RunId, number: u32, attempt: u32) -> String {
+    format!("{}/checkpoint{}", shot(run, number), again(attempt))
 }

@@ -57,6 +57,9 @@ pub struct ShotReport {
     pub shot: u32,
     /// Largest size allowed after it, in the target's figure.
     pub limit: u64,
+    /// How often it was cut less deep because the held-out loss rose too far (adaptive schedule).
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub taken_back: u32,
     /// Size after it.
     pub sizes: Sizes,
     /// The threshold: cost per freed weight at the cut, nats per token; `None` when the shape is uniform (a width is chosen instead).
@@ -74,6 +77,11 @@ pub struct ShotReport {
     pub evaluation: Option<Evaluation>,
     /// Layer by layer.
     pub layers: Vec<LayerReport>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What is left in one layer at the end.

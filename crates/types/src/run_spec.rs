@@ -43,10 +43,12 @@ pub struct RunSpec {
     pub fisher: Fisher,
     /// Label draws for each calibration token under [`Fisher::Sampled`]; otherwise 1.
     pub fisher_samples: u32,
-    /// Rounds of curvature, costs, cut and update.
+    /// Rounds of curvature, costs, cut and update; at most, under [`Schedule::Adaptive`].
     pub shots: u32,
     /// How the size goes down over them.
     pub schedule: Schedule,
+    /// Largest predicted rise of the loss by a shot under [`Schedule::Adaptive`], nats per token.
+    pub max_rise: f64,
     /// Which samples each shot sees.
     pub shot_data: ShotData,
     /// What the factors of earlier shots count for in a shot, against its own: 0 for nothing, 1 for as much.
@@ -127,6 +129,7 @@ impl RunSpec {
             fisher_samples: 1,
             shots: 4,
             schedule: Schedule::Linear,
+            max_rise: 0.05,
             shot_data: ShotData::New,
             decay: 0.0,
             correct_rank: 0,
@@ -219,6 +222,8 @@ impl RunSpec {
             faults.unless((0.0..=10.0).contains(&lambda), field, format!("{lambda} is outside 0 to 10"));
         }
         faults.unless((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
+        let rise = self.max_rise;
+        faults.unless(rise > 0.0 && rise <= 100.0, "max_rise", format!("{rise} is outside (0, 100]"));
         faults.within("fisher_samples", self.fisher_samples.into(), 1, 1000);
         faults.within("correct_rank", self.correct_rank.into(), 0, 4096);
         faults.within("correct_steps", self.correct_steps.into(), 1, 1_000_000);
@@ -239,6 +244,12 @@ impl RunSpec {
         faults.unless(fits, "pattern", "structure n:m takes a pattern such as 2:4, the others none");
         let apart = !self.keep_paths || self.paths_of.is_none();
         faults.unless(apart, "keep_paths", "a run that begins with another's paths keeps none itself; keep them there");
+        let adapts = self.schedule == Schedule::Adaptive;
+        let problem = "adaptive steps are checked on held-out data; name some, or take linear or geometric";
+        faults.unless(!adapts || !self.eval_data.is_empty(), "schedule", problem);
+        let problem =
+            format!("adaptive steps go by removal paths, which {structure} has none of; take linear or geometric");
+        faults.unless(!adapts || !structure.is_masked(), "schedule", problem);
         let drawn = self.fisher == Fisher::Sampled || self.fisher_samples == 1;
         faults.unless(drawn, "fisher_samples", "only a sampled Fisher draws labels; take 1, or fisher sampled");
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);

@@ -186,6 +186,8 @@ choices! {
         Linear = "linear",
         /// Equal ratios of size.
         Geometric = "geometric",
+        /// The largest step whose predicted rise of the loss stays within a bound; taken back if the held-out loss disagrees.
+        Adaptive = "adaptive",
     }
 }
 

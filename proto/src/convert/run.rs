@@ -96,6 +96,7 @@ impl From<Schedule> for v1::Schedule {
         match value {
             Schedule::Linear => Self::Linear,
             Schedule::Geometric => Self::Geometric,
+            Schedule::Adaptive => Self::Adaptive,
         }
     }
 }
@@ -190,6 +191,7 @@ impl From<RunSpec> for v1::RunSpec {
             paths_of: value.paths_of.as_ref().map(run_name).unwrap_or_default(),
             shots: value.shots,
             schedule: v1::Schedule::from(value.schedule).into(),
+            max_rise: value.max_rise,
             shot_data: v1::ShotData::from(value.shot_data).into(),
             decay: value.decay,
             correct_rank: value.correct_rank,
@@ -296,6 +298,7 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
         paths_of: paths_of?,
         shots: value.shots,
         schedule: schedule?,
+        max_rise: value.max_rise,
         shot_data: shot_data?,
         decay: value.decay,
         correct_rank: value.correct_rank,

@@ -49,6 +49,7 @@ pub(super) const FISHER: Choices = &[
 pub(super) const SCHEDULE: Choices = &[
     ("linear", "each shot removes the same amount"),
     ("geometric", "each shot removes the same share of what is left"),
+    ("adaptive", "each shot goes as far as --max-rise lets it, and back if the held-out loss disagrees"),
 ];
 pub(super) const SHOT_DATA: Choices = &[
     ("new", "samples that no earlier shot has seen, as long as the data has enough"),

@@ -148,6 +148,12 @@ pub(crate) struct PruneArgs {
     /// How the size goes down over the shots
     #[arg(long, value_parser = parser::<Schedule>(choice::SCHEDULE), default_value = "linear", help_heading = "Shots")]
     pub(crate) schedule: Schedule,
+    /// Most that a shot may be predicted to raise the loss under --schedule adaptive, nats per token
+    ///
+    /// --shots is then the most shots there may be: the last goes to the target whatever it costs. A shot that raises the
+    /// held-out loss by more than twice this is taken back and cut half as deep, up to three times, from the same curvature.
+    #[arg(long, value_name = "NATS", default_value_t = 0.05, help_heading = "Shots")]
+    pub(crate) max_rise: f64,
     /// Which calibration samples each shot sees
     ///
     /// The updates of later shots fit the weights to what they are shown; the same few samples again and again are fitted

@@ -50,6 +50,10 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
                 duration(done.seconds.total)
             ))
         }
+        Event::ShotTakenBack { shot, measured, .. } => Some(format!(
+            "shot {shot}/{shots}: held-out loss rose by {measured:.4} nats per token, too far: taken back, to be cut half \
+             as deep"
+        )),
         Event::CutChosen(cut) => Some(format!(
             "shot {}/{shots}: cut chosen{}{}",
             cut.shot,

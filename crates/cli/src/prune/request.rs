@@ -34,6 +34,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         fisher_samples: args.fisher_samples,
         shots: args.shots,
         schedule: args.schedule,
+        max_rise: args.max_rise,
         shot_data: args.shot_data,
         decay: args.decay,
         correct_rank: args.correct_rank,

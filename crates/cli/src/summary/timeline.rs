@@ -61,6 +61,7 @@ impl Timeline {
             | Event::Inherited { .. }
             | Event::ShotOpened { .. }
             | Event::ShotCommitted { .. }
+            | Event::ShotTakenBack { .. }
             | Event::Succeeded
             | Event::Failed { .. }
             | Event::Cancelled => {}
