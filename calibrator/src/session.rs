@@ -88,7 +88,7 @@ impl Session {
         let data = self.data(run, spec)?;
         let (samples, held_out) =
             (data.samples.description.clone(), data.held_out.as_ref().map(|s| s.description.clone()));
-        let model = model::units::describe(&folder, spec.structure, spec.attention_unit)?;
+        let model = model::units::describe_for(&folder, spec)?;
         Ok(Prepared { model, data: samples, held_out })
     }
 

@@ -113,7 +113,8 @@ fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions 
             Structure::Coupled => vec![&b.attention.o, b.mlp.consumer()],
             Structure::RowColumn | Structure::Element | Structure::NofM => b.linears(),
         };
-        layers.into_iter().map(|layer| (b.index, layer.name.clone()))
+        // A consumer without inputs is one whose sub-block is gone.
+        layers.into_iter().filter(|layer| layer.columns() > 0).map(|layer| (b.index, layer.name.clone()))
     });
     SweepOptions {
         micro_batch: task.micro_batch,

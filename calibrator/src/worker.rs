@@ -133,7 +133,7 @@ impl Handler {
         let corrected = self
             .with_control(lease, move |session, control| {
                 let folder = ModelFolder::open(Path::new(&spec.model))?;
-                let model = model::units::describe(&folder, spec.structure, spec.attention_unit)?;
+                let model = model::units::describe_for(&folder, &spec)?;
                 let loaded = session.load(&key, &spec, changed)?;
                 let mut progress = |done, total| control.step(done, total);
                 correct((&folder, &model.blocks), loaded, &states, (&spec, first_sample), &mut progress)

@@ -31,7 +31,7 @@ pub(crate) struct Bench {
 /// The model of the last job.
 #[derive(Debug)]
 struct Opened {
-    key: (String, Structure, AttentionUnit),
+    key: (String, Structure, AttentionUnit, bool),
     folder: ModelFolder,
     description: ModelDescription,
 }
@@ -177,6 +177,10 @@ impl Bench {
             for group in &job.block.groups {
                 let (now, then) = (&kept[&group.layer], kept_then.get(&group.layer));
                 let then = then.ok_or_else(|| Error::Bug(format!("running factors lack {}", group.layer)))?;
+                if now.is_empty() {
+                    past.forget(group.layer.as_str());
+                    continue;
+                }
                 past.keep_inputs(group.layer.as_str(), &still_there(job, group, then, now)?)?;
             }
             past.decay(job.spec.decay)?;
@@ -192,6 +196,9 @@ impl Bench {
     /// Returns the removal path of each of the block's sites; `cancelled` is asked before each.
     pub(crate) fn score(&mut self, job: &BlockJob, cancelled: &dyn Fn() -> bool) -> Result<Vec<RemovalPath>, Error> {
         self.each_site(job, cancelled, |bench, site, changed| {
+            if matches!(site, Site::Coupled { units, .. } if units.kept.is_empty()) {
+                return Ok(None); // gone in an earlier shot
+            }
             let problem = bench.problem(&job.spec, site.layer(), changed)?;
             Ok(Some(match site {
                 Site::Coupled { units, .. } => {
@@ -286,11 +293,11 @@ impl Bench {
     }
 
     fn open(&mut self, spec: &RunSpec) -> Result<&Opened, Error> {
-        let key = (spec.model.clone(), spec.structure, spec.attention_unit);
+        let key = (spec.model.clone(), spec.structure, spec.attention_unit, spec.sub_blocks);
         if self.opened.as_ref().is_none_or(|o| o.key != key) {
             self.opened = None;
             let folder = ModelFolder::open(spec.model.as_ref())?;
-            let description = model::units::describe(&folder, spec.structure, spec.attention_unit)?;
+            let description = model::units::describe_for(&folder, spec)?;
             return Ok(self.opened.insert(Opened { key, folder, description }));
         }
         self.opened.as_ref().ok_or_else(|| Error::Bug("the model was closed".into()))

@@ -150,6 +150,12 @@ impl BlockFactors {
         Ok(())
     }
 
+    /// Drops both factors of a layer.
+    pub fn forget(&mut self, layer: &str) {
+        self.a.remove(layer);
+        self.g.remove(layer);
+    }
+
     /// Returns all sums for the wire: A by layer name, then G by layer name, each the packed lower triangle by rows
     /// (n(n+1)/2 values), f32 on the CPU, under the key `A:layer` or `G:layer`.
     ///

@@ -65,6 +65,27 @@ fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
 }
 
 #[test]
+fn whole_sub_blocks_go_where_that_costs_least() {
+    let temp = tempfile::tempdir().unwrap();
+    let text = e2e::root().join("testdata/text/heldout").display().to_string();
+    // Of a quarter some block lacks its attention; of a fiftieth all do, and some their FFN.
+    for (size, kinds) in [("0.25", ["kv-group", "kv-group"]), ("0.02", ["kv-group", "ffn-channel"])] {
+        let output = temp.path().join(size);
+        let options = ["--sub-blocks", "--shape", "per-layer", "--target-size", size, "--shots", "3", "--decay", "0.5"];
+        let said = summary(e2e::prune_to(&output).args(options).args(["--eval-data", &text, "--eval-samples", "8"]));
+        let report = std::fs::read_to_string(output.join("pruning_report.json")).unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let kept = report["kept"].as_array().unwrap();
+        let gone = |kind: &str| kept.iter().any(|k| k["kind"] == kind && k["kept"].as_array().unwrap().is_empty());
+        assert!(kinds.into_iter().all(gone), "{size}: {kept:?}");
+        let left = said["after"]["prunable"].as_f64().unwrap() / said["before"]["prunable"].as_f64().unwrap();
+        assert!(left <= size.parse().unwrap(), "{size}: {left}");
+        let (found, again) = (perplexity(&said, "after"), e2e::perplexity(&output));
+        assert!((again / found - 1.0).abs() < 1e-4, "{size}: summary {found}, eval {again}");
+    }
+}
+
+#[test]
 fn adaptive_shots_go_as_far_as_their_prediction_and_the_held_out_loss_let_them() {
     let temp = tempfile::tempdir().unwrap();
     let text = e2e::root().join("testdata/text/heldout").display().to_string();

@@ -216,7 +216,7 @@ impl Kept {
 fn common_widths(kept: &[Kept], ffn: i64, multiple_of: i64) -> (Widths, bool) {
     let widest = |width: &dyn Fn(&Kept) -> usize| kept.iter().map(width).max().unwrap_or(0) as i64;
     let same = |width: &dyn Fn(&Kept) -> usize| kept.iter().all(|k| width(k) == width(&kept[0]));
-    let (groups, heads) = (|k: &Kept| k.groups.len(), |k: &Kept| k.groups[0].1.len());
+    let (groups, heads) = (|k: &Kept| k.groups.len(), |k: &Kept| k.groups.first().map_or(0, |(_, heads)| heads.len()));
     let channels = |k: &Kept| k.channels.len();
     let multiple_of = multiple_of.max(1);
     let ffn = if same(&channels) {
@@ -224,16 +224,18 @@ fn common_widths(kept: &[Kept], ffn: i64, multiple_of: i64) -> (Widths, bool) {
     } else {
         ((widest(&channels) + multiple_of - 1) / multiple_of * multiple_of).min(ffn)
     };
-    let widths = Widths { heads_per_group: widest(&heads), kv_heads: widest(&groups), ffn };
-    (widths, !(same(&groups) && same(&heads) && same(&channels)))
+    // Where every block has lost a sub-block, a dead unit stays for it: no runtime takes a model without heads.
+    let none = [widest(&groups), widest(&channels)].contains(&0);
+    let widths = Widths { heads_per_group: widest(&heads).max(1), kv_heads: widest(&groups).max(1), ffn: ffn.max(1) };
+    (widths, none || !(same(&groups) && same(&heads) && same(&channels)))
 }
 
 /// Returns the kept units of a layer, checked against their number in the base model.
 fn kept(id: &LayerId, layer: &LayerOverlay, units: i64) -> Result<Vec<i64>, ModelError> {
     let kept: Vec<i64> = layer.kept.iter().map(|unit| i64::from(*unit)).collect();
     let rising = kept.windows(2).all(|pair| pair[0] < pair[1]);
-    if kept.is_empty() || !rising || kept.last().is_some_and(|last| *last >= units) {
-        return Err(foreign(id, format!("kept units must be rising and below {units}, and at least one")));
+    if !rising || kept.last().is_some_and(|last| *last >= units) {
+        return Err(foreign(id, format!("kept units must be rising and below {units}")));
     }
     Ok(kept)
 }

@@ -13,8 +13,21 @@ use crate::tensor_file::TensorSpec;
 use crate::{BlockLayers, Family, ModelError};
 use std::collections::BTreeMap;
 use types::{
-    AttentionUnit, BlockDescription, LayerDescription, LayerId, ModelDescription, Sizes, Structure, UnitGroup, UnitKind,
+    AttentionUnit, BlockDescription, LayerDescription, LayerId, ModelDescription, RunSpec, Sizes, Structure, UnitGroup,
+    UnitKind,
 };
+
+/// Returns what a model offers to a run.
+///
+/// # Errors
+/// As [`describe`].
+pub fn describe_for(folder: &ModelFolder, spec: &RunSpec) -> Result<ModelDescription, ModelError> {
+    let mut description = describe(folder, spec.structure, spec.attention_unit)?;
+    for group in description.blocks.iter_mut().flat_map(|b| &mut b.groups).filter(|_| spec.sub_blocks) {
+        group.min_keep = 0;
+    }
+    Ok(description)
+}
 
 /// Returns what is in `folder` and what `structure` can remove from it.
 ///

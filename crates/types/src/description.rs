@@ -76,7 +76,7 @@ pub struct UnitGroup {
     pub units: u32,
     /// Units that can only go at the same time: for query heads the number of kv groups, otherwise 1.
     pub together: u32,
-    /// How many must stay.
+    /// How many must stay; 0 where the whole sub-block may go.
     pub min_keep: u32,
     /// Columns of the consumer that one unit covers.
     pub columns_per_unit: u32,
@@ -85,8 +85,11 @@ pub struct UnitGroup {
 }
 
 impl UnitGroup {
-    /// Returns how many units stay at least, counted one by one: an FFN keeps one rounding quantum of channels.
+    /// Returns how many units stay at least, counted one by one: an FFN that stays keeps one rounding quantum of channels.
     pub fn must_keep(&self, multiple_of: u32) -> u32 {
+        if self.min_keep == 0 {
+            return 0;
+        }
         let quantum = if self.kind == UnitKind::FfnChannel { multiple_of.min(self.units) } else { 1 };
         self.min_keep.max(quantum) * self.together
     }

@@ -29,6 +29,8 @@ pub struct RunSpec {
     pub pattern: Option<Pattern>,
     /// Which unit attention is pruned by.
     pub attention_unit: AttentionUnit,
+    /// Whether all units of an attention or an FFN may go: the sub-block then adds nothing to the residual stream.
+    pub sub_blocks: bool,
     /// Widths across blocks.
     pub shape: Shape,
     /// How costs account for earlier removals.
@@ -120,6 +122,7 @@ impl RunSpec {
             structure: Structure::Coupled,
             pattern: None,
             attention_unit: AttentionUnit::KvGroup,
+            sub_blocks: false,
             shape: Shape::Uniform,
             scoring: Scoring::Sequential,
             update: Update::Correlated,
@@ -244,6 +247,16 @@ impl RunSpec {
         faults.unless(fits, "pattern", "structure n:m takes a pattern such as 2:4, the others none");
         let apart = !self.keep_paths || self.paths_of.is_none();
         faults.unless(apart, "keep_paths", "a run that begins with another's paths keeps none itself; keep them there");
+        if self.sub_blocks {
+            let coupled = structure == Structure::Coupled && self.shape == Shape::PerLayer;
+            let problem =
+                "whole sub-blocks go from coupled, per-layer models only: the others keep every layer's shape";
+            faults.unless(coupled, "sub_blocks", problem);
+            let heads = self.attention_unit != AttentionUnit::QueryHead;
+            faults.unless(heads, "sub_blocks", "query heads stay with their key/value heads; take kv-group or keep");
+            let problem = "no layer is left to correct where a sub-block is gone; take correct_rank 0";
+            faults.unless(self.correct_rank == 0, "sub_blocks", problem);
+        }
         let adapts = self.schedule == Schedule::Adaptive;
         let problem = "adaptive steps are checked on held-out data; name some, or take linear or geometric";
         faults.unless(!adapts || !self.eval_data.is_empty(), "schedule", problem);

@@ -63,6 +63,7 @@ impl FromStr for DampingPair {
 
 /// Flags of `prune`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "one a flag")]
 pub(crate) struct PruneArgs {
     /// Model folder: config.json, *.safetensors and tokenizer.json, as on the Hugging Face hub
     pub(crate) model: PathBuf,
@@ -103,6 +104,12 @@ pub(crate) struct PruneArgs {
     /// OPT's attention is always kept: no runtime loads it with fewer heads.
     #[arg(long, value_parser = parser::<AttentionUnit>(choice::HEADS), default_value = "kv-group", help_heading = "What is removed")]
     pub(crate) heads: AttentionUnit,
+    /// Lets whole attentions and FFNs go, down to no head or channel at all; needs --shape per-layer
+    ///
+    /// One threshold then chooses between channels, heads, sub-blocks and whole layers. Such a sub-block adds nothing to the
+    /// residual stream; in the written folder it is zeros.
+    #[arg(long, help_heading = "What is removed")]
+    pub(crate) sub_blocks: bool,
     /// Widths across blocks [default: uniform for coupled, per-layer for row-column]
     #[arg(long, value_parser = parser::<Shape>(choice::SHAPE), help_heading = "What is removed")]
     pub(crate) shape: Option<Shape>,

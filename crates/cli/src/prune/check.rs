@@ -28,7 +28,7 @@ pub(super) fn inputs(spec: &RunSpec, folder: &ModelFolder) -> Result<(), CliErro
     let tokens = i64::try_from(spec.seq_len).unwrap_or(i64::MAX);
     faults.extend(folder.config().check_length(tokens).err().map(|e| CliError::Usage(format!("--seq-len: {e}"))));
     if spec.structure == Structure::Coupled {
-        let model = units::describe(folder, spec.structure, spec.attention_unit)?;
+        let model = units::describe_for(folder, spec)?;
         faults.extend(check_target(&model, spec.target, spec.multiple_of).err());
     }
     CliError::from_all(faults)

@@ -25,6 +25,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         structure: args.structure.structure,
         pattern: args.structure.pattern,
         attention_unit: args.heads,
+        sub_blocks: args.sub_blocks,
         shape: args.shape(),
         scoring: args.scoring,
         update: args.update,

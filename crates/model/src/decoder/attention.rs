@@ -33,6 +33,10 @@ impl Attention {
             let input = if layer.name == self.o.name { &self.o.name } else { &self.q.name };
             tap.linear(layer, input, x)
         };
+        if self.heads == 0 {
+            let size = x_btd.size();
+            return feed(&self.o, &x_btd.f_new_zeros([size[0], size[1], 0], (x_btd.kind(), x_btd.device()))?);
+        }
         let mut q_bhte = self.split(&feed(&self.q, x_btd)?, self.heads)?;
         let mut k_bhte = self.split(&feed(&self.k, x_btd)?, self.kv_heads)?;
         let v_bhte = self.split(&feed(&self.v, x_btd)?, self.kv_heads)?;

@@ -243,6 +243,7 @@ fn kept(id: &LayerId, changed: &LayerOverlay, count: i64) -> Result<Vec<i64>, Mo
     let kept: Vec<i64> = changed.kept.iter().map(|unit| i64::from(*unit)).collect();
     let rising = kept.windows(2).all(|pair| pair[0] < pair[1]);
     match kept.last() {
+        None => Ok(kept), // the whole sub-block is gone
         Some(last) if rising && *last < count => Ok(kept),
         _ => Err(fault(id, &format!("kept {} units {kept:?} are not a rising list out of {count}", changed.kind))),
     }
