@@ -27,7 +27,11 @@ pub(crate) async fn inherit(run: &Run) -> Result<(), RunError> {
         Problem::NotKept(problem) => RunError::NotKept { from: from.clone(), problem },
     })?;
     copy_factors(run, &from, shot).await?;
-    let events = events.into_iter().filter_map(|event| part(event, shot, limit)).collect();
+    // Limits are in the target's figure, which may be another than that run's.
+    let target = run.spec().target;
+    let size_after = |of: u32| kept.sizes(of).map_or(limit, |sizes| sizes.measured_by(&target));
+    let limit_of = |of: u32| if of < shot { size_after(of) } else { limit };
+    let events = events.into_iter().filter_map(|event| part(event, shot, limit_of)).collect();
     run.record(Event::Inherited { from, events }).await
 }
 
@@ -73,10 +77,11 @@ async fn copy_factors(run: &Run, from: &RunId, shot: u32) -> Result<(), RunError
     Ok(())
 }
 
-/// Returns what a run that goes as far as the paths of `shot`, to `limit`, has of an event of the run it begins with.
-fn part(event: Event, shot: u32, limit: u64) -> Option<Event> {
+/// Returns what a run that goes as far as the paths of `shot` has of an event of the run it begins with; `limit` gives the
+/// shots' limits.
+fn part(event: Event, shot: u32, limit: impl Fn(u32) -> u64) -> Option<Event> {
     match &event {
-        Event::ShotOpened { shot: of, .. } if *of == shot => Some(Event::ShotOpened { shot, limit }),
+        Event::ShotOpened { shot: of, .. } if *of <= shot => Some(Event::ShotOpened { shot: *of, limit: limit(*of) }),
         // Of the shot that is cut elsewhere only what leads to its paths is the same.
         Event::ShardCalibrated(ShardCalibrated { shot: of, .. }) | Event::BlockScored(BlockScored { shot: of, .. }) => {
             (*of <= shot).then_some(event)

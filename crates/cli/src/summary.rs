@@ -56,6 +56,8 @@ pub(crate) struct Summary {
     /// Models written at larger sizes on the way.
     on_the_way: Vec<Written>,
     state: String,
+    /// Whether the state holds what other sizes can be cut from.
+    keeps_paths: bool,
     /// A command that measures the folder with another program.
     lm_eval: String,
 }
@@ -132,6 +134,7 @@ impl Summary {
             logit_difference: written.logit_difference,
             on_the_way: on_the_way(history, written.shot),
             state: state.display().to_string(),
+            keeps_paths: spec.keep_paths,
             lm_eval: lm_eval(&written.output),
         })
     }

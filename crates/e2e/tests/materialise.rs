@@ -89,6 +89,14 @@ fn sizes_between_the_shots_begin_with_the_shots_above_them() {
         let again = expect(&mut materialise(&state, size, &output), 0); // finished before: nothing is written anew
         assert!(String::from_utf8(again.stderr).unwrap().contains("was finished before"));
     }
+    // By another figure than the run's: 750,000 parameters lie in the second shot.
+    let output = temp.path().join("parameters");
+    let mut command = Command::new(binary());
+    command.arg("materialise").arg(&state).args(["--target-params", "750000", "--out"]).arg(&output);
+    let said = summary(command.args(["--device", "cpu", "--threads", "1"]));
+    assert_eq!(said["shots"].as_array().unwrap().len(), 2);
+    let parameters = said["after"]["parameters"].as_u64().unwrap();
+    assert!(parameters <= 750_000 && parameters > 700_000, "{parameters}");
     let output = temp.path().join("other");
     let said = expect(&mut materialise(&state, "1.0", &output), 66);
     assert!(String::from_utf8(said.stderr).unwrap().contains("nothing has to go"));

@@ -79,13 +79,21 @@ fn query_heads_go_from_every_group() {
 }
 
 #[test]
+fn a_sub_block_without_units_is_one_of_zeros() {
+    compact_equals_zeroed("qwen3", "model.layers.1.self_attn.o_proj", UnitKind::KvGroup, &[], &[]);
+    compact_equals_zeroed("llama-bias", "model.layers.0.self_attn.o_proj", UnitKind::KvGroup, &[], &[]);
+    compact_equals_zeroed("llama-gqa", "model.layers.1.mlp.down_proj", UnitKind::FfnChannel, &[], &[]);
+    compact_equals_zeroed("opt", "model.decoder.layers.1.fc2", UnitKind::FfnChannel, &[], &[]);
+}
+
+#[test]
 fn an_overlay_of_another_model_is_refused() {
     let folder = ModelFolder::open(&golden("qwen3")).unwrap();
     let o = "model.layers.0.self_attn.o_proj";
     let down = "model.layers.0.mlp.down_proj";
     let zeros = |r, c| Some(Tensor::zeros([r, c], DOUBLE));
     let cases: [Case; 10] = [
-        (o, UnitKind::KvGroup, &[], None, "rising list"),
+        (o, UnitKind::QueryHead, &[], None, "same number"),
         (o, UnitKind::KvGroup, &[2], None, "rising list"),
         (o, UnitKind::KvGroup, &[1, 0], None, "rising list"),
         (o, UnitKind::QueryHead, &[0, 1, 2], None, "same number"),

@@ -114,6 +114,10 @@ impl Summary {
             let _ = write!(predicted, ", {other:.4} if each shot had taken {shape} ones");
         }
         lines.push(predicted + ".");
+        for shot in self.shots.iter().filter(|shot| shot.taken_back > 0) {
+            let times = plural(u64::from(shot.taken_back), "time");
+            lines.push(format!("Shot {} was taken back {times}: the held-out loss had risen too far.", shot.shot));
+        }
         let [a, g] = self.damping_asked;
         let asked = if (a - g).abs() < f64::EPSILON { format!("{a}") } else { format!("{a} on A, {g} on G") };
         lines.push(match self.raised_layers.len() {
@@ -140,7 +144,8 @@ impl Summary {
             let left = percent(written.sizes.prunable, self.before.prunable);
             table.row(["also", &format!("{} ({left} of the prunable weights left)", written.output)]);
         }
-        table.row(["state", &format!("{} (may be removed)", self.state)]);
+        let use_of_it = if self.keeps_paths { "other sizes: llm-surgeon materialise" } else { "may be removed" };
+        table.row(["state", &format!("{} ({use_of_it})", self.state)]);
         table.row(["check", &self.lm_eval]);
         table
     }
