@@ -113,6 +113,11 @@ quality: build demo-model demo-data ## Perplexity by size and method on SmolLM2:
 	@python3 scripts/quality_table.py --binary "$$(scripts/binary.sh)" --cache "$(CACHE)"
 	@scripts/plot.sh quality_plot.py
 
+.PHONY: quality-quick
+quality-quick: build test-models ## Methods, shots and predictions on glassllm: docs/quality-glassllm.md, .json and .svg (an hour of one core; QUICK_ARGS="--parts text,methods": 10 minutes)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 scripts/plot.sh quality_glassllm.py --binary "$$(scripts/binary.sh)" --cache "$(CACHE)" $(QUICK_ARGS)
+	@scripts/plot.sh quality_glassllm_plot.py
+
 .PHONY: bench-elements
 bench-elements: setup ## Time of scoring and updating a 4096 x 4096 layer of single weights, against the paper's groups
 	@$(CARGO) run --release -p pruning --example element_time -- $(or $(SIZE),4096) --max-correlate 2000

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws a figure of docs/ with matplotlib: `plot.sh quality_plot.py`.
+# Runs a script in the environment of numpy and matplotlib: `plot.sh quality_plot.py`, `plot.sh quality_glassllm.py ARGUMENTS`.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -7,4 +7,4 @@ source "$(dirname "$0")/common.sh"
 lock_cache
 interpreter="$(environment plot)"
 unlock_cache
-exec "$interpreter" "$scripts/$1"
+PYTHONDONTWRITEBYTECODE=1 exec "$interpreter" "$scripts/$1" "${@:2}"

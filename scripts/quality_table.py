@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 
-COMMON = "--samples 32 --seq-len 512 --eval-samples 12 --multiple-of 2 --seed 0"
+COMMON = "--samples 32 --seq-len 512 --eval-samples 64 --multiple-of 2 --seed 0"
 
 # (name of the row, sizes that one run writes a model at, options)
 ROWS = [
@@ -35,12 +35,13 @@ ROWS = [
 SIZES = [0.9, 0.8, 0.7, 0.5]
 
 
-def prune(binary, cache, work, sizes, options, only_done):
-    """Returns the summary of one run, from `work` if it was done before; `None` if it was not and must not be done."""
-    model = cache / "models" / "SmolLM2-135M-Instruct"
-    text = cache / "sotu"
-    target = f"--target-size {sizes[0]}" if len(sizes) == 1 else f"--targets {','.join(map(str, sizes))}"
-    arguments = f"{target} {options} {COMMON}".split()
+def prune(binary, work, model, text, arguments, sizes=(), only_done=False, look=None, may_fail=False):
+    """Returns the summary of one run, from `work` if it was done before; `None` if it was not and must not be done.
+
+    `text`: calibration and held-out. `sizes`: those of a run that writes several models. `look`, if given, is called with
+    the folder that was written; what it returns becomes the summary's `looked`. `may_fail`: a run that fails by its numbers
+    is a result too, the event that says why.
+    """
     kept = work / (hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:16] + ".json")
     if kept.exists():
         return json.loads(kept.read_text())
@@ -51,17 +52,27 @@ def prune(binary, cache, work, sizes, options, only_done):
     outputs = [out, state, *(work / f"out-{size}" for size in sizes)]
     for left_over in outputs:
         shutil.rmtree(left_over, ignore_errors=True)
-    command = [binary, "prune", model, "--data", text / "calibration", "--eval-data", text / "heldout"]
+    command = [binary, "prune", model, "--data", text[0], "--eval-data", text[1]]
     command += ["--out", out, "--state", state, "--json", *arguments]
     print("  " + " ".join(arguments), file=sys.stderr, flush=True)
     run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
-    if run.returncode != 0:
+    summary = json.loads((run.stdout.splitlines() or ["{}"])[-1])
+    numerical = summary.get("event") == "failed" and summary["code"] == "NUMERICAL"
+    if run.returncode != 0 and not (may_fail and numerical):
         sys.exit(f"llm-surgeon prune {' '.join(arguments)} ended with {run.returncode}")
-    summary = json.loads(run.stdout.splitlines()[-1])
+    if look and run.returncode == 0:
+        summary["looked"] = look(out)
     kept.write_text(json.dumps(summary))
     for done in outputs:
         shutil.rmtree(done, ignore_errors=True)
     return summary
+
+
+def folder_of(cache, name, binary):
+    """Returns the folder in which a binary's finished runs are kept: another program, other figures."""
+    folder = cache / name / hashlib.sha256(pathlib.Path(binary).read_bytes()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def measured(summary, sizes):
@@ -99,17 +110,17 @@ def main():
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     parser.add_argument("--done", action="store_true", help="only rows that were done before: starts no run")
     options = parser.parse_args()
-    work = options.cache / "quality"
-    work.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(pathlib.Path(options.binary).read_bytes()).hexdigest()[:16]
-    work = work / digest  # another program, other figures
-    work.mkdir(exist_ok=True)
+    work = folder_of(options.cache, "quality", options.binary)
+    model = options.cache / "models" / "SmolLM2-135M-Instruct"
+    text = [options.cache / "sotu" / name for name in ("calibration", "heldout")]
     results, figures = {}, []
     page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
     for name, sizes, row in ROWS:
         if options.rows not in name:
             continue
-        summary = prune(options.binary, options.cache, work, sizes, row, options.done)
+        target = f"--target-size {sizes[0]}" if len(sizes) == 1 else f"--targets {','.join(map(str, sizes))}"
+        arguments = f"{target} {row} {COMMON}".split()
+        summary = prune(options.binary, work, model, text, arguments, sizes, options.done)
         if summary is None:
             print(f"  not done yet: {name} at {sizes}", file=sys.stderr)
             continue
