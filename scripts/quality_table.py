@@ -1,38 +1,58 @@
 #!/usr/bin/env python3
 """Prunes SmolLM2-135M by size and method, and prints a Markdown table of held-out perplexity relative to dense.
 
-Every row is one `llm-surgeon prune` on the same data, seed and machine. The table goes to standard output and to
-docs/quality.md, the figures to docs/quality.json, which quality_plot.py draws. Rows that are done are kept in a folder and
-not done again, so the command can be stopped.
+Every row is one method on the same data and machine: one `llm-surgeon prune` a seed, whose other sizes
+`llm-surgeon materialise` cuts from the same curvature (what a run of its own to that size gives). The table goes to
+standard output and to docs/quality.md, the figures to docs/quality.json, which quality_plot.py draws. What is done is kept
+in a folder and not done again, so the command can be stopped.
 
-    make quality                  all rows (about 40 minutes on 2 quiet cores), table and plot
-    scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'per-layer'
+    make quality                  all rows (about two hours on 2 quiet cores), table and plot
+    scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'correlated'
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
+import statistics
 import subprocess
 import sys
 
-COMMON = "--samples 32 --seq-len 512 --eval-samples 64 --multiple-of 2 --seed 0"
-
-# (name of the row, sizes that one run writes a model at, options)
-ROWS = [
-    ("uniform, one shot", [0.9], "--shots 1 --shape uniform"),
-    ("uniform, one shot", [0.8], "--shots 1 --shape uniform"),
-    ("per-layer, one shot", [0.9], "--shots 1 --shape per-layer"),
-    ("per-layer, one shot", [0.8], "--shots 1 --shape per-layer"),
-    ("per-layer, one shot", [0.7], "--shots 1 --shape per-layer"),
-    ("per-layer, 4 shots, running curvature", [0.9, 0.8, 0.7], "--shots 4 --shape per-layer --decay 1"),
-    ("per-layer, one shot, no update", [0.8], "--shots 1 --shape per-layer --update none"),
-    ("per-layer, magnitude", [0.8], "--shots 1 --shape per-layer --curvature identity --update none"),
-    ("single weights, one shot", [0.5], "--shots 1 --structure element"),
-    ("2:4, one shot", [0.5], "--shots 1 --structure 2:4"),
-]
+COMMON = "--samples 32 --seq-len 512 --eval-samples 64 --multiple-of 2"
 SIZES = [0.9, 0.8, 0.7, 0.5]
+
+
+@dataclasses.dataclass
+class Row:
+    """A line of the table."""
+
+    name: str
+    options: str
+    sizes: list = dataclasses.field(default_factory=lambda: SIZES)
+    seeds: int = 1
+    one_by_one: bool = True  # the sizes are cut from kept paths; otherwise they lie on the way of one run of several shots
+
+
+PER_LAYER = "--shape per-layer --shots 1"
+CORRECTION = "--correct-rank 8"
+FOUR = "--shape per-layer --shots 4 --decay 1"
+ROWS = [
+    Row("LLM Surgeon (correlated), per-layer", PER_LAYER, seeds=3),
+    Row("LLM Surgeon, uniform", "--shape uniform --shots 1", seeds=3),
+    Row("4 shots, corrected", f"{FOUR} {CORRECTION}", [0.9, 0.8, 0.7], one_by_one=False),
+    Row("independent, per-layer", f"{PER_LAYER} --scoring independent --update independent"),
+    Row("K-OBD (no update), per-layer", f"{PER_LAYER} --update none"),
+    Row("L-OBD (no G, no update), per-layer", f"{PER_LAYER} --curvature activations --update none"),
+    Row("magnitude, per-layer", f"{PER_LAYER} --curvature identity --update none"),
+    Row("4 shots, running curvature", FOUR, [0.9, 0.8, 0.7], one_by_one=False),
+    Row("one shot, corrected", f"{PER_LAYER} {CORRECTION}", [0.7]),
+    Row("row-column, λ of G 0.3", "--shots 1 --structure row-column --damping 0.1,0.3", [0.9, 0.8]),
+    Row("row-column, λ of G 0.01", "--shots 1 --structure row-column", [0.9, 0.8]),
+    Row("2:4", "--shots 1 --structure 2:4", [0.5]),
+    Row("single weights", "--shots 1 --structure element", [0.5]),
+]
 
 
 def prune(binary, work, model, text, arguments, sizes=(), only_done=False, look=None, may_fail=False):
@@ -75,11 +95,59 @@ def folder_of(cache, name, binary):
     return folder
 
 
-def measured(summary, sizes):
-    """Returns (size, perplexity, share of the prunable weights left) of each model that a run wrote."""
-    share = lambda of: of["prunable"] / summary["before"]["prunable"]
-    way = [(w["perplexity"], share(w["sizes"])) for w in summary["on_the_way"]]
-    return zip(sizes, [*way, (summary["evaluation_after"]["perplexity"], share(summary["after"]))])
+def cut(binary, work, model, text, row, seed, only_done):
+    """Returns the summaries of a row's sizes for a seed; the ways of one run of several shots count as summaries, too."""
+    common = f"{row.options} {COMMON} --seed {seed}".split()
+    if not row.one_by_one:
+        targets = ["--targets", ",".join(map(str, row.sizes))]
+        summary = prune(binary, work, model, text, targets + common, row.sizes, only_done)
+        return summary and [summary]
+    first, *others = row.sizes
+    kept = work / (hashlib.sha256(f"{row.sizes} {common}".encode()).hexdigest()[:16] + ".json")
+    if kept.exists():
+        return json.loads(kept.read_text())
+    if only_done:
+        return None
+    output, state = work / "out", work / "out.state"
+    ends = ["--json", "--quiet"]
+    command = [binary, "prune", model, "--data", text[0], "--eval-data", text[1], "--out", output, "--state", state]
+    summaries = [said([*command, "--target-size", first, *common, *(["--keep-paths"] if others else []), *ends], output)]
+    for size in others:
+        summaries.append(said([binary, "materialise", state, "--target-size", size, "--out", output, *ends], output))
+    shutil.rmtree(state, ignore_errors=True)
+    kept.write_text(json.dumps(summaries))
+    return summaries
+
+
+def said(command, output):
+    """Returns the summary that a command prints, without what it writes."""
+    command = [str(part) for part in command]
+    print("  " + " ".join(command[1:]), file=sys.stderr, flush=True)
+    shutil.rmtree(output, ignore_errors=True)
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if run.returncode != 0:
+        sys.exit(f"{' '.join(command)} ended with {run.returncode}")
+    shutil.rmtree(output, ignore_errors=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measured(summaries, sizes):
+    """Returns (size, ratio of perplexities, share of the prunable weights left) of each model that was written."""
+    points = []
+    for summary in summaries:
+        ends = [*summary["on_the_way"], {"perplexity": summary["evaluation_after"]["perplexity"], "sizes": summary["after"]}]
+        dense, prunable = summary["evaluation_before"]["perplexity"], summary["before"]["prunable"]
+        points += [(end["perplexity"] / dense, end["sizes"]["prunable"] / prunable) for end in ends]
+    return [(size, *point) for size, point in zip(sizes, points, strict=True)]
+
+
+def cell(found):
+    """Returns the ratios of one method and size as text: the mean over the seeds and half their range."""
+    if not found:
+        return ""
+    ratios, left = zip(*found)
+    half = f" ± {(max(ratios) - min(ratios)) / 2:.3f}" if len(ratios) > 1 else ""
+    return f"× {statistics.mean(ratios):.3f}{half} ({statistics.mean(left):.1%} left)"
 
 
 def render(before, results):
@@ -87,15 +155,11 @@ def render(before, results):
     lines = ["| method | " + " | ".join(f"{size:.0%} of the prunable weights" for size in SIZES) + " |"]
     lines.append("|---" * (len(SIZES) + 1) + "|")
     for name in dict.fromkeys(name for name, _ in results):
-        cells = []
-        for size in SIZES:
-            perplexity, left = results.get((name, size), (None, None))
-            cells.append(perplexity and f"× {perplexity / before['perplexity']:.3f} ({left:.1%} left)" or "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cell(results.get((name, size))) for size in SIZES) + " |")
     data = before["data"]
     lines += [
         "",
-        f"SmolLM2-135M-Instruct, {COMMON.replace('--', '')}; held-out perplexity of the dense model "
+        f"SmolLM2-135M-Instruct, {COMMON.replace('--', '')}, seeds from 0 (± is half their range); held-out perplexity of the dense model "
         f"{before['perplexity']:.3f} ({before['segments']} of {before['segments_in_data']} segments of {before['seq_len']} "
         f"tokens, {before['dtype']}, data {data['digest'][:12]}, tokenizer {data['tokenizer_digest'][:12]}, no BOS). "
         "Made by `make quality`.",
@@ -115,21 +179,20 @@ def main():
     text = [options.cache / "sotu" / name for name in ("calibration", "heldout")]
     results, figures = {}, []
     page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
-    for name, sizes, row in ROWS:
-        if options.rows not in name:
+    for seed, row in sorted((seed, at) for at, row in enumerate(ROWS) for seed in range(row.seeds) if options.rows in row.name):
+        row = ROWS[row]
+        summaries = cut(options.binary, work, model, text, row, seed, options.done)
+        if summaries is None:
+            print(f"  not done yet: {row.name}, seed {seed}", file=sys.stderr)
             continue
-        target = f"--target-size {sizes[0]}" if len(sizes) == 1 else f"--targets {','.join(map(str, sizes))}"
-        arguments = f"{target} {row} {COMMON}".split()
-        summary = prune(options.binary, work, model, text, arguments, sizes, options.done)
-        if summary is None:
-            print(f"  not done yet: {name} at {sizes}", file=sys.stderr)
-            continue
-        found = list(measured(summary, sizes))
-        results.update({(name, size): of_size for size, of_size in found})
-        shots = [{key: shot[key] for key in ("shot", "predicted", "measured")} for shot in summary["shots"]]
-        figures.append({"name": name, "options": row, "run": summary["run"], "shots": shots})
-        before = summary["evaluation_before"]
-        figures[-1]["sizes"] = [{"size": left, "ratio": p / before["perplexity"]} for _, (p, left) in found]
+        found = measured(summaries, row.sizes)
+        for size, ratio, left in found:
+            results.setdefault((row.name, size), []).append((ratio, left))
+        of_shot = lambda shot: {key: shot[key] for key in ("shot", "predicted", "measured")}
+        shots = [of_shot(shot) for summary in summaries for shot in summary["shots"]]
+        sizes = [{"size": left, "ratio": ratio} for _, ratio, left in found]
+        figures.append({"name": row.name, "options": row.options, "seed": seed, "shots": shots, "sizes": sizes})
+        before = summaries[0]["evaluation_before"]
     if not figures:
         sys.exit("no row is done")
     table = render(before, results)

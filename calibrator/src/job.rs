@@ -63,6 +63,8 @@ pub(crate) struct Calibrate {
     pub(crate) blocks: Vec<u32>,
     /// Samples a micro-batch.
     pub(crate) micro_batch: usize,
+    /// Which pass over the shard: 0 for plain factors, later ones for a power iteration.
+    pub(crate) pass: u32,
 }
 
 impl Job {
@@ -83,15 +85,19 @@ impl TryFrom<v1::Task> for Job {
 
     fn try_from(task: v1::Task) -> Result<Self, InvalidMessage> {
         use v1::task::Work as Wire;
+        let spec: RunSpec = TASK.nested("spec", task.spec)?;
         let work = match TASK.required("work", task.work)? {
             Wire::Prepare(v1::PrepareTask { resumes }) => Work::Prepare { resumes },
+            Wire::Calibrate(calibrate) if calibrate.pass > spec.passes() => {
+                return Err(CALIBRATE.bad("pass", "is more than the run's half-steps"));
+            }
             Wire::Calibrate(calibrate) => Work::Calibrate(calibrate.try_into()?),
             Wire::Correct(v1::CorrectTask { checkpoint, first_sample }) => Work::Correct {
                 checkpoint: present(checkpoint),
                 first_sample: TASK.number("first_sample", first_sample, MAX_SAMPLES)? as usize,
             },
             Wire::Evaluate(v1::EvaluateTask { checkpoint }) => Work::Evaluate { checkpoint: present(checkpoint) },
-            Wire::Score(_) | Wire::Refine(_) | Wire::Update(_) | Wire::Materialise(_) => {
+            Wire::Weigh(_) | Wire::Score(_) | Wire::Refine(_) | Wire::Update(_) | Wire::Materialise(_) => {
                 return Err(TASK.bad("work", "is a surgeon's, this is a calibrator"));
             }
         };
@@ -99,7 +105,7 @@ impl TryFrom<v1::Task> for Job {
             run: TASK.run("run", &task.run)?,
             shot: task.shot,
             generation: Generation(task.generation),
-            spec: TASK.nested("spec", task.spec)?,
+            spec,
             work,
         })
     }
@@ -120,6 +126,7 @@ impl TryFrom<v1::CalibrateTask> for Calibrate {
             checkpoint: present(task.checkpoint),
             blocks: task.blocks,
             micro_batch: task.micro_batch as usize,
+            pass: task.pass,
         })
     }
 }

@@ -22,6 +22,7 @@ mod job;
 mod memory;
 mod session;
 mod shelf;
+mod sums;
 mod sweep;
 mod worker;
 

@@ -4,19 +4,30 @@ use crate::error::Error;
 use crate::job::Calibrate;
 use crate::session::{DecoderKey, Session, kind};
 use crate::shelf::{Shelf, SweepKey};
+use crate::sums::{Pass, Sums, Weighed};
 use bytes::Bytes;
-use curvature::{BlockFactors, Side};
+use curvature::BlockFactors;
 use model::sweep::{Observer, ObserverError, SweepOptions, SweepResult};
-use model::{Decoder, tensor_file};
+use model::{Decoder, ModelFolder, tensor_file};
 use service::checkpoint::LayerBytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 use tch::Tensor;
 use types::{Curvature, LayerId, RunSpec, Structure};
 
 /// Bytes of logits that one pass of the head may make.
 const HEAD_BYTES: i64 = 64 << 20;
+
+/// What a sweep needs from the store.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    /// The layers that differ from the base model.
+    pub(crate) changed: Vec<LayerBytes>,
+    /// What weighs tokens, by block; for later passes only.
+    pub(crate) weighers: BTreeMap<u32, Bytes>,
+}
 
 /// What a sweep found.
 #[derive(Debug, Clone, Copy)]
@@ -50,13 +61,14 @@ pub(crate) fn sweep(
     session: &mut Session,
     shelf: &Shelf,
     key: &SweepKey,
-    (spec, task, changed): (&RunSpec, &Calibrate, Vec<LayerBytes>),
+    (spec, task, stored): (&RunSpec, &Calibrate, Stored),
     control: &mut Control,
 ) -> Result<Swept, Error> {
     // Open while the model loads, so that streams that come early find it.
     let _open = shelf.open(key.clone(), &task.blocks);
     let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
-    let (decoder, data) = session.load(&weights, spec, changed)?;
+    let inputs = if task.pass > 0 { inputs(spec)? } else { BTreeMap::new() };
+    let (decoder, data) = session.load(&weights, spec, stored.changed)?;
     let blocks = decoder.blocks.len();
     if let Some(&block) = task.blocks.iter().find(|b| **b as usize >= blocks) {
         return Err(Error::NoSuchBlock { block, blocks });
@@ -83,8 +95,11 @@ pub(crate) fn sweep(
     let mut collector = Collector {
         shelf,
         key,
-        curvature: spec.curvature,
-        factors: BlockFactors::new(),
+        pass: match task.pass {
+            0 => Pass::Plain(spec.curvature),
+            number => Pass::HalfStep(Weighed { number, weighers: stored.weighers, inputs, device: decoder.device() }),
+        },
+        sums: Sums::default(),
         tokens,
         wait: Duration::ZERO,
         factor_bytes: 0,
@@ -103,6 +118,13 @@ pub(crate) fn sweep(
     }
     collector.wait += shelf.wait_until_released(key, cancelled)?;
     Ok(Swept { result, wait: collector.wait, factor_bytes: collector.factor_bytes })
+}
+
+/// Returns the layer under whose name each layer's input is shown.
+fn inputs(spec: &RunSpec) -> Result<BTreeMap<LayerId, LayerId>, Error> {
+    let folder = ModelFolder::open(Path::new(&spec.model))?;
+    let layers = model::units::describe_for(&folder, spec)?.blocks.into_iter().flat_map(|block| block.layers);
+    Ok(layers.map(|layer| (layer.layer, layer.input)).collect())
 }
 
 fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions {
@@ -131,8 +153,8 @@ fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions 
 struct Collector<'a> {
     shelf: &'a Shelf,
     key: &'a SweepKey,
-    curvature: Curvature,
-    factors: BlockFactors,
+    pass: Pass,
+    sums: Sums,
     /// Tokens of the shard.
     tokens: u64,
     wait: Duration,
@@ -158,25 +180,21 @@ impl Collector<'_> {
 }
 
 impl Observer for Collector<'_> {
-    fn block(&mut self, _block: u32) {
-        self.factors = BlockFactors::new();
+    fn block(&mut self, block: u32) -> Result<(), ObserverError> {
+        self.sums = self.pass.open(block)?;
+        Ok(())
     }
 
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
-        Ok(self.factors.accumulate(Side::Input, layer.as_str(), x_nc).map_err(Error::from)?)
+        Ok(self.pass.input(&mut self.sums, layer, x_nc)?)
     }
 
     fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
-        match self.curvature {
-            Curvature::Kfac => {
-                Ok(self.factors.accumulate(Side::Gradient, layer.as_str(), dy_nr).map_err(Error::from)?)
-            }
-            Curvature::Activations | Curvature::Identity => Ok(()),
-        }
+        Ok(self.pass.gradient(&mut self.sums, layer, dy_nr)?)
     }
 
     fn finished(&mut self, block: u32) -> Result<(), ObserverError> {
-        let factors = std::mem::take(&mut self.factors);
+        let factors = std::mem::take(&mut self.sums).finish();
         Ok(self.hand_over(block, &factors)?)
     }
 }

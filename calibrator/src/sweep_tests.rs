@@ -1,11 +1,12 @@
 //! Sweeps of a golden model, its blocks taken from the shelf by another thread.
 
 use super::*;
-use crate::session::Data;
+use crate::session::{Data, DecoderKey};
+use curvature::{HalfStep, Side};
 use model::tokens::Samples;
 use std::path::Path;
 use std::sync::Arc;
-use tch::Device;
+use tch::{Device, Kind};
 use types::{DataDescription, Generation, RunId, Shape, Target};
 
 fn spec(curvature: Curvature, structure: Structure) -> RunSpec {
@@ -26,7 +27,15 @@ fn key() -> SweepKey {
 }
 
 fn task(blocks: &[u32]) -> Calibrate {
-    Calibrate { shard: 0, first_sample: 1, samples: 3, checkpoint: None, blocks: blocks.to_vec(), micro_batch: 2 }
+    Calibrate {
+        shard: 0,
+        first_sample: 1,
+        samples: 3,
+        checkpoint: None,
+        blocks: blocks.to_vec(),
+        micro_batch: 2,
+        pass: 0,
+    }
 }
 
 fn session() -> Session {
@@ -50,11 +59,15 @@ fn session() -> Session {
     )
 }
 
-/// What was taken from the shelf: block, tokens, names of factors.
-type Taken = Vec<(u32, String, Vec<String>)>;
+/// What was taken from the shelf: block, tokens, names of factors, the file.
+type Taken = Vec<(u32, String, Vec<String>, Bytes)>;
 
 /// Sweeps while another thread takes the blocks.
 fn swept(spec: &RunSpec, task: &Calibrate) -> (Result<Swept, Error>, Taken) {
+    swept_with(spec, task, Stored::default())
+}
+
+fn swept_with(spec: &RunSpec, task: &Calibrate, stored: Stored) -> (Result<Swept, Error>, Taken) {
     let shelf = Arc::new(Shelf::new());
     let blocks: BTreeSet<u32> = task.blocks.iter().copied().collect();
     let taker = Arc::clone(&shelf);
@@ -63,7 +76,7 @@ fn swept(spec: &RunSpec, task: &Calibrate) -> (Result<Swept, Error>, Taken) {
         runtime.block_on(take(&taker, &blocks))
     });
     let control = &mut Control { progress: &mut |_, _| {}, cancelled: &|| false };
-    let result = sweep(&mut session(), &shelf, &key(), (spec, task, vec![]), control);
+    let result = sweep(&mut session(), &shelf, &key(), (spec, task, stored), control);
     (result, taking.join().unwrap())
 }
 
@@ -71,7 +84,8 @@ async fn take(shelf: &Shelf, blocks: &BTreeSet<u32>) -> Taken {
     let (mut sent, mut taken) = (BTreeSet::new(), Vec::new());
     while let Ok(crate::shelf::Next::Ready(factors)) = shelf.next(&key(), blocks, &sent, Duration::from_secs(1)).await {
         let (tensors, metadata) = tensor_file::decode(&factors.bytes, Device::Cpu).unwrap();
-        taken.push((factors.block, metadata["tokens"].clone(), tensors.into_iter().map(|(name, _)| name).collect()));
+        let names = tensors.into_iter().map(|(name, _)| name).collect();
+        taken.push((factors.block, metadata["tokens"].clone(), names, factors.bytes.clone()));
         sent.insert(factors.block);
         shelf.release(&key(), factors.block, Duration::ZERO).await.unwrap();
     }
@@ -131,7 +145,81 @@ fn what_is_not_there_is_refused_and_a_lost_lease_stops_the_sweep() {
 
     let shelf = Shelf::new();
     let control = &mut Control { progress: &mut |_, _| {}, cancelled: &|| true };
-    let stopped = sweep(&mut session(), &shelf, &key(), (&spec, &task(&[0]), vec![]), control);
+    let stopped = sweep(&mut session(), &shelf, &key(), (&spec, &task(&[0]), Stored::default()), control);
     assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
     assert!(shelf.status().sweep.is_none());
+}
+
+/// Inputs and gradients as a sweep shows them, by layer.
+#[derive(Default)]
+struct Seen(BTreeMap<LayerId, Vec<Tensor>>, BTreeMap<LayerId, Vec<Tensor>>);
+
+impl Observer for Seen {
+    fn block(&mut self, _block: u32) -> Result<(), ObserverError> {
+        Ok(())
+    }
+
+    fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
+        self.0.entry(layer.clone()).or_default().push(x_nc.to_kind(Kind::Double));
+        Ok(())
+    }
+
+    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+        self.1.entry(layer.clone()).or_default().push(dy_nr.to_kind(Kind::Double));
+        Ok(())
+    }
+
+    fn finished(&mut self, _block: u32) -> Result<(), ObserverError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_later_pass_sums_up_each_token_by_the_weight_of_its_other_side() {
+    // k_proj is shown q_proj's input; of the other layers nothing is asked.
+    let layer = |name: &str| LayerId::new(&format!("model.layers.1.{name}")).unwrap();
+    let (k, down) = (layer("self_attn.k_proj"), layer("mlp.down_proj"));
+    let spec = RunSpec { half_steps: 2, ..spec(Curvature::Kfac, Structure::RowColumn) };
+    let task = Calibrate { pass: 2, ..task(&[1]) };
+    let mut seen = Seen::default();
+    let mut session = session();
+    let key = DecoderKey { run: key().run, checkpoint: None };
+    let (decoder, data) = session.load(&key, &spec, vec![]).unwrap();
+    let options = options(&spec, &task, decoder);
+    let samples = &data.samples.ids[1..4];
+    model::sweep::run(decoder, samples, &options, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let all = |of: &BTreeMap<LayerId, Vec<Tensor>>, layer: &LayerId| Tensor::cat(&of[layer], 0);
+    let (x_k, g_k) = (all(&seen.0, &layer("self_attn.q_proj")), all(&seen.1, &k));
+    let (x_down, g_down) = (all(&seen.0, &down), all(&seen.1, &down));
+
+    tch::manual_seed(3);
+    let weigher = |like: &Tensor| {
+        let n = like.size()[1];
+        let m = Tensor::randn([n, n], (Kind::Float, Device::Cpu));
+        &m + m.tr()
+    };
+    let (of_g, of_x) = (weigher(&g_k), weigher(&x_down));
+    let half_steps = [
+        HalfStep::weighed_by(Side::Gradient, k.as_str(), 2, of_g.shallow_clone()),
+        HalfStep::weighed_by(Side::Input, down.as_str(), 2, of_x.shallow_clone()),
+    ];
+    let file = tensor_file::encode(&HalfStep::weighers(&half_steps).pack().unwrap(), &BTreeMap::new()).unwrap();
+    let stored = Stored { weighers: BTreeMap::from([(1, Bytes::from(file))]), ..Stored::default() };
+    let (result, taken) = swept_with(&spec, &task, stored);
+    result.unwrap();
+    assert_eq!(taken[0].2, [format!("A:{k}"), format!("G:{down}")]);
+    let (tensors, _) = tensor_file::decode(&taken[0].3, Device::Cpu).unwrap();
+    let sums = BlockFactors::unpack(24, tensors, Device::Cpu).unwrap();
+    let weighted = |y_nc: &Tensor, z_nr: &Tensor, m: &Tensor| {
+        let weights_n =
+            (z_nr.matmul(&m.to_kind(Kind::Double)) * z_nr).sum_dim_intlist([1i64].as_slice(), true, Kind::Double);
+        (y_nc * weights_n).tr().matmul(y_nc) / 24.0
+    };
+    for (found, expected) in [
+        (sums.finish(Side::Input, k.as_str()).unwrap(), weighted(&x_k, &g_k, &of_g)),
+        (sums.finish(Side::Gradient, down.as_str()).unwrap(), weighted(&g_down, &x_down, &of_x)),
+    ] {
+        let difference = (found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]);
+        assert!(difference < 1e-4, "{difference}");
+    }
 }

@@ -8,13 +8,15 @@ use crate::job::{Calibrate, Job, Work};
 use crate::memory::peak_memory_bytes;
 use crate::session::{DecoderKey, Output, Session};
 use crate::shelf::{Shelf, SweepKey};
-use crate::sweep::{Control, Swept, sweep};
+use crate::sweep::{Control, Stored, Swept, sweep};
+use bytes::Bytes;
 use model::ModelFolder;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
 use service::{ComputeHandle, Lease, Leased, Store, TaskHandler};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,10 +98,11 @@ impl Handler {
         let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
         let changed = self.changed(weights).await?;
         task.blocks = self.not_stored(&key, task.blocks).await?;
+        let stored = Stored { changed, weighers: self.weighers(&key, &task).await? };
         let shelf = Arc::clone(&self.shelf);
         let swept_key = key.clone();
         let sweeping = self.with_control(lease, move |session, control| {
-            sweep(session, &shelf, &swept_key, (&spec, &task, changed), control)
+            sweep(session, &shelf, &swept_key, (&spec, &task, stored), control)
         });
         let swept = tokio::select! {
             swept = sweeping => swept?,
@@ -197,6 +200,15 @@ impl Handler {
         }
         let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
         Ok(checkpoint::layers(&self.store, checkpoint.layers).await?)
+    }
+
+    /// Returns what weighs the tokens of each block in a later pass of a power iteration.
+    async fn weighers(&self, key: &SweepKey, task: &Calibrate) -> Result<BTreeMap<u32, Bytes>, Error> {
+        let mut weighers = BTreeMap::new();
+        for &block in task.blocks.iter().filter(|_| task.pass > 0) {
+            weighers.insert(block, self.store.get(&keys::weighers(&key.run, key.shot, task.pass, block)).await?);
+        }
+        Ok(weighers)
     }
 
     /// Returns the blocks whose factors are not in the store from an earlier attempt.

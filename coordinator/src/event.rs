@@ -46,6 +46,8 @@ pub enum Event {
     },
     /// All factors of one shard are in the store.
     ShardCalibrated(ShardCalibrated),
+    /// Kronecker sums only: what weighs tokens in one block in the next pass is in the store.
+    BlockWeighed(BlockWeighed),
     /// The removal paths of one block are in the store.
     BlockScored(BlockScored),
     /// The costs of one block near the threshold were counted.
@@ -102,6 +104,7 @@ impl Event {
             }
             Self::Evaluated(e) => Some(e.shot),
             Self::ShardCalibrated(s) => Some(s.shot),
+            Self::BlockWeighed(b) => Some(b.shot),
             Self::BlockScored(b) => Some(b.shot),
             Self::BlockRefined(b) => Some(b.shot),
             Self::CutChosen(c) => Some(c.shot),
@@ -183,6 +186,19 @@ pub struct SweepSeconds {
     pub gram: f64,
     /// Waiting for a surgeon.
     pub wait: f64,
+}
+
+/// What weighs tokens in one block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockWeighed {
+    /// Which shot.
+    pub shot: u32,
+    /// The pass that it follows from.
+    pub pass: u32,
+    /// Which block.
+    pub block: u32,
+    /// Seconds of computing.
+    pub seconds: f64,
 }
 
 /// Paths of one block, or histograms of its costs.
@@ -329,8 +345,10 @@ pub struct ShotHistory {
     pub taken_back: u32,
     /// The most it may free after that.
     pub may_free: Option<u64>,
-    /// Shards swept.
+    /// Shards swept; those of later passes have the numbers after those of earlier ones.
     pub shards: BTreeMap<u32, ShardCalibrated>,
+    /// Blocks weighed, by pass and block.
+    pub weighed: BTreeMap<(u32, u32), BlockWeighed>,
     /// Blocks scored.
     pub scored: BTreeMap<u32, BlockScored>,
     /// Blocks refined (single weights only).
@@ -381,6 +399,9 @@ impl History {
             Event::ShardCalibrated(s) => {
                 self.shots.entry(s.shot).or_default().shards.insert(s.shard, s);
             }
+            Event::BlockWeighed(b) => {
+                self.shots.entry(b.shot).or_default().weighed.insert((b.pass, b.block), b);
+            }
             Event::BlockScored(b) => {
                 self.shots.entry(b.shot).or_default().scored.insert(b.block, b);
             }
@@ -401,10 +422,15 @@ impl History {
             Event::ShotTakenBack { shot, freed, .. } => {
                 self.evaluations.remove(&shot);
                 let known = self.shots.entry(shot).or_default();
-                let (shards, scored) = (std::mem::take(&mut known.shards), std::mem::take(&mut known.scored));
-                let taken_back = known.taken_back + 1;
-                let (limit, may_free) = (Self::UNDECIDED, Some(freed / 2));
-                *known = ShotHistory { limit, taken_back, may_free, shards, scored, ..ShotHistory::default() };
+                *known = ShotHistory {
+                    limit: Self::UNDECIDED,
+                    taken_back: known.taken_back + 1,
+                    may_free: Some(freed / 2),
+                    shards: std::mem::take(&mut known.shards),
+                    weighed: std::mem::take(&mut known.weighed),
+                    scored: std::mem::take(&mut known.scored),
+                    ..ShotHistory::default()
+                };
             }
             Event::ShotCorrected(c) => {
                 let shot = c.shot;

@@ -230,6 +230,7 @@ fn stage_name(work: &Work) -> &'static str {
     match work {
         Work::Prepare(_) => "prepare",
         Work::Calibrate(_) => "calibrate",
+        Work::Weigh(_) => "weigh",
         Work::Score(_) => "score",
         Work::Refine(_) => "refine",
         Work::Update(_) => "update",

@@ -6,7 +6,7 @@
 use crate::error::RunError;
 use crate::run::Run;
 use crate::stages::{
-    allocate, calibrate, clean, commit, correct, evaluate, inherit, materialise, open, prepare, refine, score,
+    allocate, calibrate, clean, commit, correct, evaluate, inherit, iterate, materialise, open, prepare, refine, score,
     take_back, update,
 };
 
@@ -28,8 +28,9 @@ pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
 /// One shot: curvature, costs, one threshold over the whole model, correlated updates.
 pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
     open(run, shot).await?; //                    the schedule's size for this shot
+    iterate(run, shot).await?; //                 0  Kronecker sums only: the passes of a power iteration but the last
     tokio::try_join!(
-        calibrate(run, shot), //                  1  Kronecker factors of the loss's curvature, block by block from the last …
+        calibrate(run, shot, run.spec().passes()), // 1  Kronecker factors of the loss's curvature, block by block from the last …
         score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
     )?;
     loop {

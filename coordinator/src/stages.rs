@@ -13,8 +13,8 @@ mod score;
 
 pub(crate) use adapt::take_back;
 pub(crate) use allocate::allocate;
-pub(crate) use calibrate::calibrate;
 pub use calibrate::shard_plan;
+pub(crate) use calibrate::{calibrate, iterate};
 pub(crate) use commit::{clean, commit};
 pub(crate) use correct::correct;
 pub(crate) use elements::refine;

@@ -127,6 +127,7 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
             tokens: w.samples * 16,
             ..v1::CalibrateResult::default()
         }),
+        Work::Weigh(_) => TaskResult::Weigh(v1::WeighResult { compute_seconds: 0.1 }),
         Work::Score(w) if masked => {
             let scores = Some(keep("scores", w.block, serde_json::to_vec(&histograms(w.block, None)).unwrap()).await);
             TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
@@ -403,6 +404,21 @@ async fn a_run_continued_from_any_prefix_of_its_journal_ends_in_the_same_place()
     assert!(report.shots.iter().any(|s| s.taken_back > 0), "{:?}", report.shots);
     let limit = Target::Size(0.6).limit(&report.before);
     assert!(report.after.prunable <= limit && report.shots.last().unwrap().limit == limit, "{:?}", report.shots);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_passes_of_a_power_iteration_continue_from_any_prefix_too() {
+    let two = RunSpec { kronecker_rank: 2, half_steps: 2, scoring: types::Scoring::Independent, shots: 2, ..spec() };
+    let passes = two.passes();
+    let whole = site(Store::memory(), true).await;
+    let name = whole.create(two.clone()).await.name;
+    let (_, records) = whole.watch(&name).await;
+    let of = |event: &str| records.iter().filter(|r| r.contains(&format!("\"event\":\"{event}\""))).count();
+    let shards = of("shard-calibrated") / 2;
+    assert_eq!(shards % (passes as usize + 1), 0, "each pass sweeps each shard once");
+    assert_eq!(of("block-weighed"), 2 * (passes * BLOCKS) as usize, "between the passes, each block once");
+    whole.stop.cancel();
+    continued_from_any_prefix(two).await;
 }
 
 /// Runs `spec`, then once more from every prefix of its journal; returns the report, which is always the same.

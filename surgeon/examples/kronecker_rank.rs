@@ -43,7 +43,9 @@ struct Tokens {
 }
 
 impl Observer for Tokens {
-    fn block(&mut self, _block: u32) {}
+    fn block(&mut self, _block: u32) -> Result<()> {
+        Ok(())
+    }
 
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<()> {
         self.x.entry(layer.clone()).or_default().push(x_nc.f_to_kind(Kind::Double)?);

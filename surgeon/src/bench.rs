@@ -3,13 +3,15 @@
 //! Tensors never leave this file but as bytes. Factors are added in the order in which the caller hands them over: shards
 //! rising.
 
+mod curved;
 mod elements;
 
 pub(crate) use elements::Digit;
 
 use crate::error::Error;
 use bytes::Bytes;
-use curvature::{BlockFactors, Side};
+use curvature::{BlockFactors, HalfStep, Side};
+use curved::Curved;
 use model::{LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
 use pruning::{LayerProblem, Units, Updated};
 use service::checkpoint::LayerBytes;
@@ -25,7 +27,8 @@ use types::{
 pub(crate) struct Bench {
     device: Device,
     opened: Option<Opened>,
-    factors: Option<BlockFactors>,
+    /// By pass: the plain factors, then what each half-step of a power iteration summed up.
+    sums: Vec<BlockFactors>,
 }
 
 /// The model of the last job.
@@ -134,7 +137,7 @@ impl Site<'_> {
 impl Bench {
     /// Returns an empty bench.
     pub(crate) fn new(device: Device) -> Self {
-        Self { device, opened: None, factors: None }
+        Self { device, opened: None, sums: Vec::new() }
     }
 
     /// Returns a block of the run's model; opens the model when another one lies here.
@@ -148,25 +151,35 @@ impl Bench {
 
     /// Forgets the factors of the block before.
     pub(crate) fn clear(&mut self) {
-        self.factors = None;
+        self.sums.clear();
     }
 
-    /// Adds one shard's factors to what is here.
-    pub(crate) fn add(&mut self, shard: &[u8]) -> Result<(), Error> {
+    /// Adds one shard's sums of a pass to what is here; passes come in order.
+    pub(crate) fn add(&mut self, pass: u32, shard: &[u8]) -> Result<(), Error> {
         let (tensors, metadata) = tensor_file::decode(shard, self.device)?;
         let part = BlockFactors::unpack(tokens(&metadata)?, tensors, self.device)?;
-        match &mut self.factors {
-            None => self.factors = Some(part),
+        match self.sums.get_mut(pass as usize) {
+            None => self.sums.push(part),
             Some(sum) => sum.merge(&part)?,
         }
         Ok(())
+    }
+
+    /// Returns what weighs the block's tokens in the next pass of a power iteration.
+    pub(crate) fn weighers(&mut self, job: &BlockJob, cancelled: &dyn Fn() -> bool) -> Result<Bytes, Error> {
+        let half_steps = self.each_site(job, cancelled, |bench, site, _| match site {
+            Site::Coupled { units, .. } if units.kept.is_empty() => Ok(None), // gone in an earlier shot
+            _ => Ok(curved::power_iteration(&job.spec, site.layer(), &bench.sums)?.half_step()?),
+        })?;
+        let metadata = BTreeMap::from([("tokens".to_owned(), "1".to_owned())]);
+        Ok(Bytes::from(tensor_file::encode(&HalfStep::weighers(&half_steps).pack()?, &metadata)?))
     }
 
     /// Adds an earlier shot's factors, as [`Self::mix`] gave them then, faded by the run's decay and for the units that are
     /// still left; returns the sums.
     pub(crate) fn mix(&mut self, job: &BlockJob, earlier: Option<&[u8]>) -> Result<Bytes, Error> {
         let kept = job.kept();
-        let mut factors = self.factors.take().ok_or_else(|| Error::Bug("no factors lie on the bench".into()))?;
+        let mut factors = self.sums.pop().ok_or_else(nothing_here)?;
         if let Some(earlier) = earlier {
             let (tensors, metadata) = tensor_file::decode(earlier, self.device)?;
             let mut past = BlockFactors::unpack(tokens(&metadata)?, tensors, self.device)?;
@@ -189,7 +202,7 @@ impl Bench {
         let json = serde_json::to_string(&kept).map_err(|e| Error::Bug(e.to_string()))?;
         let metadata = BTreeMap::from([("tokens".to_owned(), factors.tokens.to_string()), ("kept".to_owned(), json)]);
         let bytes = tensor_file::encode(&factors.pack()?, &metadata)?;
-        self.factors = Some(factors);
+        self.sums.push(factors);
         Ok(Bytes::from(bytes))
     }
 
@@ -201,11 +214,9 @@ impl Bench {
             }
             let problem = bench.problem(&job.spec, site.layer(), changed)?;
             Ok(Some(match site {
-                Site::Coupled { units, .. } => {
-                    pruning::coupled_path(&problem, units, job.spec.scoring, job.spec.update)?
-                }
+                Site::Coupled { units, .. } => problem.coupled_path(units, &job.spec)?,
                 Site::RowColumn { rows, columns, .. } => {
-                    pruning::row_column_path(&problem, rows, columns, job.spec.scoring, job.spec.update)?
+                    pruning::row_column_path(problem.one_term()?, rows, columns, job.spec.scoring, job.spec.update)?
                 }
                 Site::Elements { layer } => {
                     return Err(Error::Bug(format!("single weights of {} have no path", layer.layer)));
@@ -250,9 +261,9 @@ impl Bench {
             }
             let problem = bench.problem(&job.spec, site.layer(), changed)?;
             let updated = match site {
-                Site::Coupled { units, .. } => pruning::coupled_update(&problem, units, &removed, job.spec.update)?,
+                Site::Coupled { units, .. } => problem.coupled_update(units, &removed, &job.spec)?,
                 Site::RowColumn { rows, columns, .. } => {
-                    pruning::row_column_update(&problem, rows, columns, &removed, job.spec.update)?
+                    pruning::row_column_update(problem.one_term()?, rows, columns, &removed, job.spec.update)?
                 }
                 Site::Elements { .. } => return Err(Error::Bug(format!("{layer} was cut along a path"))),
             };
@@ -316,9 +327,10 @@ impl Bench {
         spec: &RunSpec,
         layer: &LayerDescription,
         changed: Option<&LayerOverlay>,
-    ) -> Result<LayerProblem, Error> {
-        let factors = self.factors.take().ok_or_else(|| Error::Bug("no factors lie on the bench".into()))?;
+    ) -> Result<Curved, Error> {
+        let factors = self.sums.first().ok_or_else(nothing_here)?;
         let (a_cc, g_rr) = match spec.curvature {
+            _ if spec.passes() > 0 => (None, None), // found by power iteration
             Curvature::Kfac => (
                 Some(factors.finish(Side::Input, layer.input.as_str())?),
                 Some(factors.finish(Side::Gradient, layer.layer.as_str())?),
@@ -327,7 +339,6 @@ impl Bench {
             Curvature::Identity => (None, None),
         };
         let tokens = factors.tokens;
-        self.factors = Some(factors);
         let device = self.device;
         let folder = self.folder(spec)?;
         let base = |what: &str| folder.tensor(&format!("{}.{what}", layer.layer), Kind::Float, device);
@@ -344,7 +355,7 @@ impl Bench {
         } else {
             weight
         };
-        Ok(LayerProblem {
+        let plain = LayerProblem {
             layer: layer.layer.clone(),
             w_rc,
             bias: layer.bias,
@@ -354,8 +365,17 @@ impl Bench {
             damping_scale: spec.damping_scale,
             damping_a: spec.damping_a,
             damping_g: spec.damping_g,
-        })
+        };
+        if spec.passes() == 0 {
+            return Ok(Curved::OneTerm(plain));
+        }
+        let terms = curved::power_iteration(spec, layer, &self.sums)?.finish().terms;
+        Curved::with_terms(plain, terms)
     }
+}
+
+fn nothing_here() -> Error {
+    Error::Bug("no factors lie on the bench".into())
 }
 
 /// Returns the changed layers as tensors; each file's bytes are dropped once read.

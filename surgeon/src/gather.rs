@@ -6,6 +6,7 @@ use crate::pull::{Budget, PullFailure, Puller, ShardKey, Stored};
 use proto::v1::worker_service_client::WorkerServiceClient;
 use service::{Connector, RequestIds, Store};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, watch};
@@ -36,8 +37,18 @@ pub(crate) struct Shot {
     pub(crate) run: RunId,
     /// Its shot.
     pub(crate) number: u32,
+    /// Which pass over its samples.
+    pub(crate) pass: u32,
     /// Its shards.
     pub(crate) shards: u32,
+}
+
+impl Shot {
+    /// Returns the numbers of the pass's shards: each pass counts on where the one before ended.
+    pub(crate) fn numbers(&self) -> Range<u32> {
+        let first = self.pass * self.shards;
+        first..first + self.shards
+    }
 }
 
 /// A gathering under way. Dropping it stops it.
@@ -74,7 +85,7 @@ impl Gatherer {
         let received = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         let span = tracing::Span::current();
-        for shard in 0..shot.shards {
+        for shard in shot.numbers() {
             let puller = Puller {
                 key: ShardKey { run: shot.run.clone(), shot: shot.number, shard },
                 store: self.store.clone(),
@@ -94,7 +105,7 @@ impl Gatherer {
             Err(PullFailure { block: first, error })
         };
         tasks.spawn(follow.instrument(span));
-        let missing = blocks.iter().map(|b| (*b, (0..shot.shards).collect())).collect();
+        let missing = blocks.iter().map(|b| (*b, shot.numbers().collect())).collect();
         Gathering { stored, tasks, missing, received }
     }
 }

@@ -148,7 +148,7 @@ impl World {
 
     /// Gathers to the end; returns the failure, if that is the end.
     async fn gather(&self, shards: u32, blocks: &[u32]) -> Result<(), PullFailure> {
-        let shot = Shot { run: run(), number: 1, shards };
+        let shot = Shot { run: run(), number: 1, pass: 0, shards };
         let mut gathering = self.gatherer.start(&shot, &blocks.iter().copied().collect());
         let end = async {
             loop {

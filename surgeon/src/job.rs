@@ -27,6 +27,13 @@ pub(crate) struct Job {
 /// What a surgeon can do.
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
+    /// Gather one block's sums of a pass of a power iteration, store what weighs its tokens in the next.
+    Weigh {
+        /// Which block.
+        block: Block,
+        /// The pass.
+        pass: u32,
+    },
     /// Gather one block's factors, compute its layers' paths, or count the first digits of their costs.
     Score(Block),
     /// Count the second digits of the costs that begin with one.
@@ -72,6 +79,9 @@ impl Job {
     pub(crate) fn span(&self) -> tracing::Span {
         let (run, shot, generation) = (&self.run, self.shot, self.generation);
         match &self.work {
+            Work::Weigh { block, pass } => {
+                tracing::info_span!("weigh", %run, shot, %generation, block = block.number, pass)
+            }
             Work::Score(b) => tracing::info_span!("score", %run, shot, %generation, block = b.number),
             Work::Refine { block, .. } => tracing::info_span!("refine", %run, shot, %generation, block = block.number),
             Work::Update { block, .. } => tracing::info_span!("update", %run, shot, %generation, block = block.number),
@@ -85,7 +95,14 @@ impl TryFrom<v1::Task> for Job {
 
     fn try_from(task: v1::Task) -> Result<Self, InvalidMessage> {
         use v1::task::Work as Wire;
+        let spec: RunSpec = TASK.nested("spec", task.spec)?;
         let work = match TASK.required("work", task.work)? {
+            Wire::Weigh(v1::WeighTask { block, checkpoint, shards, pass }) => {
+                if pass >= spec.passes() {
+                    return Err(TASK.bad("pass", "has no pass after it"));
+                }
+                Work::Weigh { block: Block::new(block, checkpoint, shards)?, pass }
+            }
             Wire::Score(v1::ScoreTask { block, checkpoint, shards }) => {
                 Work::Score(Block::new(block, checkpoint, shards)?)
             }
@@ -111,7 +128,7 @@ impl TryFrom<v1::Task> for Job {
             run: TASK.run("run", &task.run)?,
             shot: task.shot,
             generation: Generation(task.generation),
-            spec: TASK.nested("spec", task.spec)?,
+            spec,
             work,
         })
     }

@@ -1,6 +1,6 @@
 //! Tasks of the coordinator: which there are, and how each ends.
 //!
-//! All leased `Score` tasks of a shot are one piece of work: their blocks are gathered together and computed as they
+//! All leased `Score` (or `Weigh`) tasks of one pass of a shot are one piece of work: their blocks are gathered together and computed as they
 //! become ready. Other tasks of a batch run one after the other; batches share the bench, which holds one block at a time.
 
 mod block;
@@ -49,12 +49,21 @@ impl TaskHandler for Handler {
         let mut others = Vec::new();
         for Leased { task, lease } in tasks {
             match Job::try_from(task) {
-                Ok(Job { run, shot, generation, spec, work: Work::Score(block) }) => {
-                    let key = Shot { run: run.clone(), number: shot, shards: block.shards };
-                    let job = Job { run, shot, generation, spec, work: Work::Score(block.clone()) };
-                    shots.entry(key).or_default().push(ScoreTask { span: job.span(), spec: job.spec, block, lease });
+                Ok(job) => {
+                    let span = job.span();
+                    match job.work {
+                        Work::Score(block) => {
+                            let pass = job.spec.passes();
+                            let key = Shot { run: job.run, number: job.shot, pass, shards: block.shards };
+                            shots.entry(key).or_default().push(ScoreTask { span, spec: job.spec, block, lease });
+                        }
+                        Work::Weigh { block, pass } => {
+                            let key = Shot { run: job.run, number: job.shot, pass, shards: block.shards };
+                            shots.entry(key).or_default().push(ScoreTask { span, spec: job.spec, block, lease });
+                        }
+                        _ => others.push((job, lease)),
+                    }
                 }
-                Ok(job) => others.push((job, lease)),
                 Err(invalid) => lease.report(Err(Error::from(invalid).told()), Duration::ZERO).await,
             }
         }
@@ -83,7 +92,7 @@ impl Handler {
             Work::Materialise { checkpoint, report_json, output } => {
                 self.materialise(job.spec, checkpoint, (report_json, output)).await.map(TaskResult::Materialise)
             }
-            Work::Score(_) => Err(Error::Bug("a block came to be scored alone".into())),
+            Work::Weigh { .. } | Work::Score(_) => Err(Error::Bug("a block came to be scored alone".into())),
         }
     }
 

@@ -1,5 +1,7 @@
-//! Stage 1: the factors of every shard of the calibration data.
+//! Stage 1: the factors of every shard of the calibration data; for Kronecker sums in several passes, each weighed by what
+//! the one before found.
 
+use super::score::weigh;
 use super::{prepared, wrong_result};
 use crate::error::RunError;
 use crate::event::{Event, ShardCalibrated, SweepSeconds};
@@ -46,20 +48,28 @@ pub(super) fn first_sample(run: &Run, shot: u32) -> Result<u64, RunError> {
     Ok(set * run.spec().samples)
 }
 
-/// Sweeps the shards whose factors are not all stored yet. Scored blocks are swept over, not summed again.
-pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
+/// The passes of a shot's power iteration before the last, one after the other: sweep, and have the sums of each block
+/// turned into what weighs its tokens in the pass after. None for the product of plain means.
+pub(crate) async fn iterate(run: &Run, shot: u32) -> Result<(), RunError> {
+    for pass in 0..run.spec().passes() {
+        futures::try_join!(calibrate(run, shot, pass), weigh(run, shot, pass))?;
+    }
+    Ok(())
+}
+
+/// Sweeps, in one pass, the shards whose sums are not all stored yet. Blocks that are done are swept over, not summed again.
+pub(crate) async fn calibrate(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
     let shards = shards(run)?;
     let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
-    let (done, scored) = run.history(|h| {
-        let known = h.shots.get(&shot).cloned().unwrap_or_default();
-        (known.shards, known.scored)
-    });
-    run.pool().open_plan(run.id().as_str(), shot, count, |shard| done.contains_key(&shard));
+    let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
+    let all = count.saturating_mul(run.spec().passes() + 1);
+    run.pool().open_plan(run.id().as_str(), shot, all, |shard| known.shards.contains_key(&shard));
     let checkpoint = run.history(|h| h.checkpoint(shot - 1));
     let set_starts = first_sample(run, shot)?;
-    let blocks: Vec<u32> =
-        prepared(run)?.model.blocks.iter().map(|b| b.block).filter(|b| !scored.contains_key(b)).collect();
-    let missing: Vec<(u32, &ShardPlan)> = (0..).zip(&shards).filter(|(n, _)| !done.contains_key(n)).collect();
+    let is_done = |block: &u32| known.scored.contains_key(block) || known.weighed.contains_key(&(pass, *block));
+    let blocks: Vec<u32> = prepared(run)?.model.blocks.iter().map(|b| b.block).filter(|b| !is_done(b)).collect();
+    let numbers = pass * count..;
+    let missing: Vec<(u32, &ShardPlan)> = numbers.zip(&shards).filter(|(n, _)| !known.shards.contains_key(n)).collect();
     let works = missing.iter().map(|(shard, plan)| {
         Work::Calibrate(v1::CalibrateTask {
             shard: *shard,
@@ -68,6 +78,7 @@ pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
             checkpoint: checkpoint.clone(),
             blocks: blocks.clone(),
             micro_batch: u32::try_from(plan.micro_batch).unwrap_or(u32::MAX),
+            pass,
         })
     });
     let submitted = run.submit(shot, v1::WorkerRole::Calibrator, works.collect());

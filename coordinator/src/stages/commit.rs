@@ -69,6 +69,7 @@ fn sizes_after(run: &Run, shot: u32, checkpoint: &Checkpoint, freed_prunable: u6
 
 /// Deletes the shot's factors, and weights that neither this checkpoint nor the one before it uses.
 pub(crate) async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
+    run.store().delete_prefix(&keys::all_weighers(run.id(), shot)).await?;
     if run.spec().keep_paths {
         return Ok(());
     }

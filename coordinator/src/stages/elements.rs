@@ -26,7 +26,7 @@ pub(crate) async fn refine(run: &Run, shot: u32) -> Result<(), RunError> {
     let works = blocks
         .iter()
         .map(|block| Work::Refine(v1::RefineTask { block: *block, checkpoint: checkpoint.clone(), shards, digit }));
-    each_block(run, shot, v1::Stage::Allocate, &blocks, works.collect(), |block, result, _| {
+    each_block(run, (shot, 0), v1::Stage::Allocate, &blocks, works.collect(), |block, result, _| {
         let TaskResult::Refine(r) = result else { return Err(wrong_result("refine")) };
         let bad = bad_message("result of refine");
         let histograms = proto::convert::required("histograms", r.histograms).map_err(&bad)?;

@@ -3,7 +3,7 @@
 use super::prepare::unchanged;
 use super::prepared;
 use crate::error::RunError;
-use crate::event::{BlockScored, Event, History, ShardCalibrated};
+use crate::event::{BlockScored, BlockWeighed, Event, History, ShardCalibrated};
 use crate::journal;
 use crate::run::Run;
 use service::keys;
@@ -83,9 +83,9 @@ fn part(event: Event, shot: u32, limit: impl Fn(u32) -> u64) -> Option<Event> {
     match &event {
         Event::ShotOpened { shot: of, .. } if *of <= shot => Some(Event::ShotOpened { shot: *of, limit: limit(*of) }),
         // Of the shot that is cut elsewhere only what leads to its paths is the same.
-        Event::ShardCalibrated(ShardCalibrated { shot: of, .. }) | Event::BlockScored(BlockScored { shot: of, .. }) => {
-            (*of <= shot).then_some(event)
-        }
+        Event::ShardCalibrated(ShardCalibrated { shot: of, .. })
+        | Event::BlockWeighed(BlockWeighed { shot: of, .. })
+        | Event::BlockScored(BlockScored { shot: of, .. }) => (*of <= shot).then_some(event),
         Event::Materialised(_) => None,
         _ => event.shot().is_some_and(|of| of < shot).then_some(event),
     }

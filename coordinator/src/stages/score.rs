@@ -1,15 +1,32 @@
-//! Stages 2 and 4: the removal paths of every block, and their cut carried out. Both are one task a block.
+//! Stages 2 and 4: the removal paths of every block, and their cut carried out; before them, what power iteration needs
+//! between its passes. All are one task a block.
 
 use super::calibrate::shards;
 use super::{bad_message, invalid, prepared, wrong_result};
 use crate::error::RunError;
-use crate::event::{BlockScored, BlockUpdated, Event};
+use crate::event::{BlockScored, BlockUpdated, BlockWeighed, Event};
 use crate::run::Run;
 use futures::future::try_join_all;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Has what weighs the tokens of the pass after `pass` computed for every block.
+pub(super) async fn weigh(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
+    let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
+    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
+    let blocks = blocks_without(run, |b| known.weighed.contains_key(&(pass, b)) || known.scored.contains_key(&b))?;
+    let works = blocks
+        .iter()
+        .map(|block| Work::Weigh(v1::WeighTask { block: *block, checkpoint: checkpoint.clone(), shards, pass }));
+    each_block(run, (shot, pass), v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
+        let TaskResult::Weigh(r) = result else { return Err(wrong_result("weigh")) };
+        Ok(Event::BlockWeighed(BlockWeighed { shot, pass, block, seconds: r.compute_seconds }))
+    })
+    .await
+}
 
 /// Has every block's removal paths computed, the last block first: its factors come first.
 pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
@@ -19,7 +36,8 @@ pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
     let blocks = blocks_without(run, |b| scored.contains_key(&b))?;
     let works =
         blocks.iter().map(|block| Work::Score(v1::ScoreTask { block: *block, checkpoint: checkpoint.clone(), shards }));
-    each_block(run, shot, v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
+    let last = run.spec().passes();
+    each_block(run, (shot, last), v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
         let TaskResult::Score(r) = result else { return Err(wrong_result("score")) };
         let bad = bad_message("result of score");
         let scores = proto::convert::required("scores", r.scores).map_err(&bad)?.try_into().map_err(&bad)?;
@@ -51,7 +69,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
             cuts: of_block.cloned().map(Into::into).collect(),
         }));
     }
-    each_block(run, shot, v1::Stage::Update, &blocks, works, |block, result, _| {
+    each_block(run, (shot, 0), v1::Stage::Update, &blocks, works, |block, result, _| {
         let TaskResult::Update(r) = result else { return Err(wrong_result("update")) };
         let bad = bad_message("result of update");
         let layers: Vec<types::LayerState> =
@@ -74,17 +92,19 @@ fn blocks_without(run: &Run, done: impl Fn(u32) -> bool) -> Result<Vec<u32>, Run
     Ok(prepared(run)?.model.blocks.iter().rev().map(|b| b.block).filter(|b| !done(*b)).collect())
 }
 
-/// Gives out one task a block and counts them as they finish.
+/// Gives out one task a block and counts them as they finish; `pass`: how often that was done before in this stage.
 pub(super) async fn each_block(
     run: &Run,
-    shot: u32,
+    (shot, pass): (u32, u32),
     stage: v1::Stage,
     blocks: &[u32],
     works: Vec<Work>,
     to_event: impl Fn(u32, TaskResult, f64) -> Result<Event, RunError>,
 ) -> Result<(), RunError> {
-    let total = prepared(run)?.model.blocks.len() as u64;
-    let done = AtomicU64::new(total - blocks.len() as u64);
+    let all = prepared(run)?.model.blocks.len() as u64;
+    let passes = if stage == v1::Stage::Score { run.spec().passes() } else { 0 };
+    let total = all * u64::from(passes + 1);
+    let done = AtomicU64::new(all * u64::from(pass + 1) - blocks.len() as u64);
     run.set_stage(shot, stage, done.load(Ordering::Relaxed), total);
     let submitted = run.submit(shot, v1::WorkerRole::Surgeon, works);
     let to_event = &to_event;

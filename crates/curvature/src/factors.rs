@@ -221,6 +221,16 @@ impl BlockFactors {
         self.sums(side).keys().map(String::as_str)
     }
 
+    /// Takes a sum as it is; only its lower triangle counts.
+    pub(crate) fn put(&mut self, side: Side, layer: &str, sum: Tensor) {
+        self.sums_mut(side).insert(layer.to_owned(), sum);
+    }
+
+    /// Returns a sum as it is.
+    pub(crate) fn sum(&self, side: Side, layer: &str) -> Option<&Tensor> {
+        self.sums(side).get(layer)
+    }
+
     fn sums(&self, side: Side) -> &BTreeMap<String, Tensor> {
         match side {
             Side::Input => &self.a,

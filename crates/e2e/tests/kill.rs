@@ -26,6 +26,27 @@ fn reached(child: &mut Child, state: &Path, records: usize) -> bool {
 
 #[test]
 fn a_run_killed_after_every_journal_record_ends_in_the_same_folder() {
+    killed_after_every_record(&[]);
+}
+
+#[test]
+fn so_does_one_of_several_passes() {
+    let two_terms = ["--kronecker-rank", "2", "--half-steps", "2", "--scoring", "independent", "--shots", "1"];
+    killed_after_every_record(&two_terms);
+}
+
+fn killed_after_every_record(options: &[&str]) {
+    let prune = |output: &Path| {
+        let mut prune = e2e::prune_to(output);
+        prune.args(["--target-size", "0.8", "--eval-samples", "8", "--eval-data"]);
+        prune.arg(e2e::root().join("testdata/text/heldout"));
+        if options.is_empty() {
+            prune.args(["--shots", "2"])
+        } else {
+            prune.args(options)
+        };
+        prune
+    };
     let temp = tempfile::tempdir().unwrap();
     // The output's name is part of the spec and so of the report: every run writes to the same name, elsewhere.
     let output = temp.path().join("pruned");

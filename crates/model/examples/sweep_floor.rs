@@ -63,8 +63,9 @@ impl Gram {
 }
 
 impl Observer for Gram {
-    fn block(&mut self, _: u32) {
+    fn block(&mut self, _: u32) -> Result<()> {
         self.0.clear();
+        Ok(())
     }
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<()> {
         self.add(format!("A:{layer}"), x_nc)

@@ -33,7 +33,7 @@ pub type ObserverError = Box<dyn std::error::Error + Send + Sync>;
 /// Takes what the sweep sees of each block, from the last block to the first.
 pub trait Observer {
     /// Begins a block.
-    fn block(&mut self, block: u32);
+    fn block(&mut self, block: u32) -> Result<(), ObserverError>;
 
     /// Takes inputs of `layer` (the first layer that is fed by the same tensor), [n, c]; a last column of ones if the
     /// layer has a bias. Once per micro-batch and tensor.

@@ -42,8 +42,9 @@ impl Seen {
 }
 
 impl Observer for Seen {
-    fn block(&mut self, block: u32) {
+    fn block(&mut self, block: u32) -> Result<(), ObserverError> {
         self.calls.push(format!("block {block}"));
+        Ok(())
     }
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
         self.add(format!("A:{layer}"), x_nc)

@@ -16,7 +16,9 @@ use types::{Fisher, LayerId};
 struct Nothing;
 
 impl Observer for Nothing {
-    fn block(&mut self, _: u32) {}
+    fn block(&mut self, _: u32) -> Result<(), ObserverError> {
+        Ok(())
+    }
     fn input(&mut self, _: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
         let _ = x_nc.f_sum(Kind::Float)?;
         Ok(())

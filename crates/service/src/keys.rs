@@ -3,6 +3,7 @@
 //! ```text
 //! runs/{run}/journal/{sequence}                              a journal record
 //! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard
+//! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration
 //! runs/{run}/shots/{shot}/scores/{block}                     the removal paths of a block's layers, or histograms of costs
 //! runs/{run}/shots/{shot}/refined/{block}                    histograms of the costs near the threshold
 //! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
@@ -37,6 +38,16 @@ pub fn all_factors(run: &RunId, number: u32) -> String {
 /// Returns the key of one block's factors from one shard.
 pub fn factors(run: &RunId, number: u32, shard: u32, block: u32) -> String {
     format!("{}/{shard:04}/{block:04}", all_factors(run, number))
+}
+
+/// Returns the folder of what weighs tokens in a shot's later passes.
+pub fn all_weighers(run: &RunId, number: u32) -> String {
+    format!("{}/weighers", shot(run, number))
+}
+
+/// Returns the key of what weighs tokens in one block in a later pass.
+pub fn weighers(run: &RunId, number: u32, pass: u32, block: u32) -> String {
+    format!("{}/{pass:04}/{block:04}", all_weighers(run, number))
 }
 
 /// Returns the key of one block's removal paths, or of its histograms of costs.

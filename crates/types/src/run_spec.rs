@@ -41,6 +41,10 @@ pub struct RunSpec {
     pub max_correlate: u32,
     /// Which factors are used.
     pub curvature: Curvature,
+    /// Terms of the Kronecker sum that stands for a layer's curvature: 1 or 2.
+    pub kronecker_rank: u32,
+    /// Passes over the data for each term by power iteration; 0 for the product of the plain means.
+    pub half_steps: u32,
     /// Whose labels.
     pub fisher: Fisher,
     /// Label draws for each calibration token under [`Fisher::Sampled`]; otherwise 1.
@@ -128,6 +132,8 @@ impl RunSpec {
             update: Update::Correlated,
             max_correlate: 2000,
             curvature: Curvature::Kfac,
+            kronecker_rank: 1,
+            half_steps: 0,
             fisher: Fisher::Empirical,
             fisher_samples: 1,
             shots: 4,
@@ -166,6 +172,11 @@ impl RunSpec {
             ..spec.clone()
         };
         kept.keep_paths && ends(self) == ends(kept)
+    }
+
+    /// Returns how often a shot's samples are swept again after the plain means: the half-steps of all terms.
+    pub fn passes(&self) -> u32 {
+        self.kronecker_rank * self.half_steps
     }
 
     /// Returns the folder for the model of a waypoint: beside the output, named after the size.
@@ -228,6 +239,8 @@ impl RunSpec {
         let rise = self.max_rise;
         faults.unless(rise > 0.0 && rise <= 100.0, "max_rise", format!("{rise} is outside (0, 100]"));
         faults.within("fisher_samples", self.fisher_samples.into(), 1, 1000);
+        faults.within("kronecker_rank", self.kronecker_rank.into(), 1, 2);
+        faults.within("half_steps", self.half_steps.into(), 0, 16);
         faults.within("correct_rank", self.correct_rank.into(), 0, 4096);
         faults.within("correct_steps", self.correct_steps.into(), 1, 1_000_000);
         let rate = self.correct_rate;
@@ -265,9 +278,33 @@ impl RunSpec {
         faults.unless(!adapts || !structure.is_masked(), "schedule", problem);
         let drawn = self.fisher == Fisher::Sampled || self.fisher_samples == 1;
         faults.unless(drawn, "fisher_samples", "only a sampled Fisher draws labels; take 1, or fisher sampled");
+        self.check_kronecker_sum(faults);
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
         let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
         faults.unless(known, "update", problem);
+    }
+
+    fn check_kronecker_sum(&self, faults: &mut Faults) {
+        if self.passes() > 0 {
+            let problem = "power iteration weighs inputs by gradients and gradients by inputs; it needs curvature kfac";
+            faults.unless(self.curvature == Curvature::Kfac, "half_steps", problem);
+            let problem = "sums of earlier shots were weighed by other matrices and cannot be mixed in; take decay 0";
+            faults.unless(self.decay == 0.0, "half_steps", problem);
+        }
+        if self.kronecker_rank < 2 {
+            return;
+        }
+        let problem = "a second term is found by power iteration; take at least 2 half-steps a term";
+        faults.unless(self.half_steps >= 2, "half_steps", problem);
+        let structure = self.structure;
+        let has_kernels = matches!(structure, Structure::Coupled | Structure::Element);
+        let problem = format!("{structure} goes by one Kronecker product; two terms are for coupled and element");
+        faults.unless(has_kernels, "kronecker_rank", problem);
+        let alone = self.scoring == Scoring::Independent || structure.is_masked();
+        let problem = "two terms have no common inverse to follow along a path; take scoring independent";
+        faults.unless(alone, "kronecker_rank", problem);
+        let joint = matches!(self.update, Update::Correlated | Update::None);
+        faults.unless(joint, "kronecker_rank", "two terms update by the joint optimum or not at all");
     }
 }
 
@@ -315,5 +352,26 @@ mod tests {
     fn a_spec_survives_json_unchanged() {
         let text = serde_json::to_string(&good()).unwrap();
         assert_eq!(serde_json::from_str::<RunSpec>(&text).unwrap(), good());
+    }
+
+    #[test]
+    fn two_terms_take_what_they_have_kernels_for() {
+        let two = || RunSpec { kronecker_rank: 2, half_steps: 4, scoring: Scoring::Independent, ..good() };
+        assert!(two().validated().is_ok());
+        assert_eq!(two().passes(), 8);
+        let one = RunSpec { half_steps: 4, ..good() };
+        assert!(one.clone().validated().is_ok(), "one term by power iteration goes along a path");
+        for (spec, field) in [
+            (RunSpec { scoring: Scoring::Sequential, ..two() }, "kronecker_rank"),
+            (RunSpec { structure: Structure::RowColumn, shape: Shape::PerLayer, ..two() }, "kronecker_rank"),
+            (RunSpec { update: Update::Independent, ..two() }, "kronecker_rank"),
+            (RunSpec { kronecker_rank: 3, ..two() }, "kronecker_rank"),
+            (RunSpec { half_steps: 1, ..two() }, "half_steps"),
+            (RunSpec { decay: 0.5, ..one.clone() }, "half_steps"),
+            (RunSpec { curvature: Curvature::Activations, ..one }, "half_steps"),
+        ] {
+            let faults = spec.validated().unwrap_err().violations;
+            assert!(faults.iter().any(|v| v.field == field), "{faults:?}");
+        }
     }
 }

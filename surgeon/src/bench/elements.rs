@@ -3,11 +3,9 @@
 //! Costs are computed again from the same factors for each of the three steps: keeping them would cost the store as much as
 //! the weights. That they come out the same is checked by their number.
 
+use super::curved::Curved;
 use crate::error::Error;
-use pruning::{
-    LayerProblem, MaskedUpdate, Updated, WindowCosts, element_costs, histogram_counts, masked_update, select_elements,
-    window_costs,
-};
+use pruning::{Updated, WindowCosts, histogram_counts, select_elements, window_costs};
 use tch::Tensor;
 use types::{CostHistogram, ElementCut, FactorDamping, RunSpec};
 
@@ -28,35 +26,35 @@ struct Items {
 }
 
 impl Items {
-    fn new(problem: &LayerProblem, spec: &RunSpec) -> Result<Self, Error> {
+    fn new(problem: &Curved, spec: &RunSpec) -> Result<Self, Error> {
         let Some(pattern) = spec.pattern else {
-            let found = element_costs(problem, spec.update)?;
+            let found = problem.element_costs(spec.update)?;
             return Ok(Self { costs: found.costs_rc, windows: None, damping: found.damping });
         };
-        let windows = window_costs(problem, pattern, spec.update)?;
+        let windows = window_costs(problem.one_term()?, pattern, spec.update)?;
         Ok(Self { costs: windows.costs_rk.shallow_clone(), damping: windows.damping, windows: Some(windows) })
     }
 }
 
 /// Returns how often each digit occurs among the costs of a layer's items.
-pub(super) fn histogram(problem: &LayerProblem, spec: &RunSpec, digit: Digit) -> Result<CostHistogram, Error> {
+pub(super) fn histogram(problem: &Curved, spec: &RunSpec, digit: Digit) -> Result<CostHistogram, Error> {
     let items = Items::new(problem, spec)?;
     let prefix = match digit {
         Digit::First => None,
         Digit::Second(prefix) => Some(prefix),
     };
-    let counts = histogram_counts(&problem.layer, &items.costs, prefix)?;
+    let counts = histogram_counts(problem.layer(), &items.costs, prefix)?;
     let bins = (0..=u16::MAX).zip(counts).filter(|(_, items)| *items > 0).collect();
-    Ok(CostHistogram { layer: problem.layer.clone(), bins, damping: items.damping })
+    Ok(CostHistogram { layer: problem.layer().clone(), bins, damping: items.damping })
 }
 
 /// Returns the layer without the items below the threshold, and how many of its weights are zero now.
-pub(super) fn update(problem: &LayerProblem, spec: &RunSpec, cut: ElementCut) -> Result<(Updated, u64), Error> {
+pub(super) fn update(problem: &Curved, spec: &RunSpec, cut: ElementCut) -> Result<(Updated, u64), Error> {
     let items = Items::new(problem, spec)?;
-    let chosen = select_elements(&problem.layer, &items.costs, cut.bits, cut.ties)?;
+    let chosen = select_elements(problem.layer(), &items.costs, cut.bits, cut.ties)?;
     let found = chosen.f_sum(tch::Kind::Int64)?.f_int64_value(&[])? as u64;
     if found != cut.items {
-        let (layer, counted) = (&problem.layer, cut.items);
+        let (layer, counted) = (problem.layer(), cut.items);
         return Err(Error::Bug(format!(
             "{found} items of {layer} lie below the threshold, {counted} were counted: costs differ between workers"
         )));
@@ -65,8 +63,8 @@ pub(super) fn update(problem: &LayerProblem, spec: &RunSpec, cut: ElementCut) ->
         Some(windows) => windows.removed(&chosen)?,
         None => chosen,
     };
-    let new = masked_update(problem, &removed, MaskedUpdate::new(spec.update, spec.max_correlate))?;
-    tracing::debug!(layer = %problem.layer, zeros = new.removed, iterations = new.iterations, "weights removed");
+    let new = problem.masked_update(&removed, spec)?;
+    tracing::debug!(layer = %problem.layer(), zeros = new.removed, iterations = new.iterations, "weights removed");
     let updated = Updated { w_rc: new.w_rc, kept: Vec::new(), kept_rows: Vec::new(), predicted: new.predicted };
     Ok((updated, new.removed))
 }

@@ -13,6 +13,23 @@ use std::time::Instant;
 use types::{BlockDescription, LayerCut, ObjectRef, RemovalPath, RunId, RunSpec};
 
 impl Handler {
+    /// Computes what weighs a block's tokens in the pass after `pass`, whose sums are stored, and stores it.
+    pub(super) async fn weigh_block(
+        &self,
+        shot: &(RunId, u32),
+        spec: RunSpec,
+        (block, pass): (&Block, u32),
+        lease: &Lease,
+    ) -> Result<v1::WeighResult, Error> {
+        let _turn = self.turn.lock().await;
+        let start = Instant::now();
+        let job = self.block_job(spec, block).await?;
+        self.lay_out(shot, (block, pass), lease).await?;
+        let weighers = self.with_factors(lease, move |bench, cancelled| bench.weighers(&job, cancelled)).await?;
+        self.store.put(&keys::weighers(&shot.0, shot.1, pass + 1, block.number), weighers).await?;
+        Ok(v1::WeighResult { compute_seconds: start.elapsed().as_secs_f64() })
+    }
+
     /// Computes what the coordinator needs to know of a block whose factors are stored, and stores it.
     pub(super) async fn score_block(
         &self,
@@ -24,7 +41,7 @@ impl Handler {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
-        self.lay_out(shot, block, lease).await?;
+        self.lay_out(shot, (block, job.spec.passes()), lease).await?;
         self.mix(shot, &job, lease).await?;
         let json = self
             .with_factors(lease, move |bench, cancelled| {
@@ -126,14 +143,15 @@ impl Handler {
         Ok(checkpoint::layers(&self.store, states).await?)
     }
 
-    /// Adds a block's factors on the bench, shard after shard: one shard's bytes are in memory at a time.
-    async fn lay_out(&self, shot: &(RunId, u32), block: &Block, lease: &Lease) -> Result<(), Error> {
+    /// Adds a block's sums of all passes up to `last` on the bench, shard after shard: one shard's bytes are in memory at a
+    /// time.
+    async fn lay_out(&self, shot: &(RunId, u32), (block, last): (&Block, u32), lease: &Lease) -> Result<(), Error> {
         self.on_bench(|bench| {
             bench.clear();
             Ok(())
         })
         .await?;
-        for shard in 0..block.shards {
+        for shard in 0..block.shards * (last + 1) {
             if lease.token().is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -143,7 +161,8 @@ impl Handler {
                 }
                 other => other?,
             };
-            self.on_bench(move |bench| bench.add(&bytes)).await?;
+            let pass = shard / block.shards;
+            self.on_bench(move |bench| bench.add(pass, &bytes)).await?;
         }
         Ok(())
     }
@@ -176,12 +195,12 @@ impl Handler {
         lease: &Lease,
     ) -> Result<(), Error> {
         if spec.decay == 0.0 {
-            return self.lay_out(shot, block, lease).await;
+            return self.lay_out(shot, (block, spec.passes()), lease).await;
         }
         let mixed = self.store.get(&keys::running(&shot.0, shot.1, block.number)).await?;
         self.on_bench(move |bench| {
             bench.clear();
-            bench.add(&mixed)
+            bench.add(0, &mixed)
         })
         .await
     }

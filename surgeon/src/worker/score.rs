@@ -1,4 +1,4 @@
-//! The `Score` tasks of one shot: gathered together, computed one block at a time as blocks become ready.
+//! The `Score` tasks of one shot, or the `Weigh` tasks of one of its passes: gathered together, computed one block at a time as blocks become ready.
 
 use super::Handler;
 use crate::error::Error;
@@ -114,8 +114,15 @@ async fn compute(handler: &Handler, shot: &Shot, mut ready: mpsc::Receiver<Score
             Err(Error::Cancelled)
         } else {
             let number = (shot.run.clone(), shot.number);
-            let scored = handler.score_block(&number, spec, &block, &lease);
-            scored.instrument(span.clone()).await.map(TaskResult::Score)
+            let found = async {
+                if shot.pass < spec.passes() {
+                    let weighed = handler.weigh_block(&number, spec, (&block, shot.pass), &lease);
+                    weighed.await.map(TaskResult::Weigh)
+                } else {
+                    handler.score_block(&number, spec, &block, &lease).await.map(TaskResult::Score)
+                }
+            };
+            found.instrument(span.clone()).await
         };
         lease.report(result.map_err(|e| e.told()), start.elapsed()).instrument(span).await;
     }

@@ -37,6 +37,9 @@ Examples:
     llm-surgeon prune MODEL --data text/ --target-size 0.8 \\
       --curvature identity --update none --out baseline";
 
+/// Half-steps of each term of a sum of two.
+const USUAL_HALF_STEPS: u32 = 4;
+
 /// Damping of both Kronecker factors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct DampingPair {
@@ -131,6 +134,15 @@ pub(crate) struct PruneArgs {
     /// Which curvature costs and updates use
     #[arg(long, value_parser = parser::<Curvature>(choice::CURVATURE), default_value = "kfac", help_heading = "How it is decided")]
     pub(crate) curvature: Curvature,
+    /// Terms of the Kronecker sum that stands for each layer's curvature: 1 or 2
+    ///
+    /// 1 without --half-steps is the product of the plain means A and G. 2 takes --scoring independent, and coupled or
+    /// element: the nearest sum of two products, for as many sweeps as its half-steps ask for.
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "How it is decided")]
+    pub(crate) kronecker_rank: u32,
+    /// Sweeps for each term of the Kronecker sum, by power iteration [default: 0 for one term, 4 for two]
+    #[arg(long, value_name = "N", help_heading = "How it is decided")]
+    pub(crate) half_steps: Option<u32>,
     /// Whose labels the curvature is taken with
     #[arg(long, value_parser = parser::<Fisher>(choice::FISHER), default_value = "empirical", help_heading = "How it is decided")]
     pub(crate) fisher: Fisher,
@@ -240,6 +252,11 @@ impl PruneArgs {
     pub(crate) fn damping(&self) -> DampingPair {
         let (a, g) = self.damping_scale.usual(self.structure.structure);
         self.damping.unwrap_or(DampingPair { a, g })
+    }
+
+    /// Returns the half-steps of each term: what was asked for, or the usual number.
+    pub(crate) fn half_steps(&self) -> u32 {
+        self.half_steps.unwrap_or(if self.kronecker_rank > 1 { USUAL_HALF_STEPS } else { 0 })
     }
 
     /// Returns the state folder: what was asked for, or one beside the output.

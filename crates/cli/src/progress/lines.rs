@@ -46,7 +46,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
                 "shot {}/{shots}: swept {} of {} tokens, loss {loss:.3}, last part in {}",
                 done.shot,
                 grouped(tokens),
-                grouped(spec.samples * spec.seq_len),
+                grouped(spec.samples * spec.seq_len * u64::from(spec.fisher_samples * (spec.passes() + 1))),
                 duration(done.seconds.total)
             ))
         }
@@ -92,6 +92,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         Event::Created { .. }
         | Event::TakenOver { .. }
         | Event::ShotOpened { .. }
+        | Event::BlockWeighed(_)
         | Event::BlockScored(_)
         | Event::BlockRefined(_)
         | Event::BlockUpdated(_)

@@ -23,7 +23,7 @@ pub(super) struct Now {
 #[derive(Debug)]
 pub(super) struct Tracker {
     shots: u32,
-    /// Shards a sweep comes in; 1 before that is known.
+    /// Shards that a shot sweeps, in all its passes; 1 before that is known.
     shards: u64,
     history: History,
     /// Stages under way, the earliest first.
@@ -49,8 +49,10 @@ impl Tracker {
             Event::Created { spec } => self.estimate.corrects = spec.correct_rank > 0,
             Event::ShotOpened { .. } => self.shot_began = now,
             Event::Prepared(found) => {
-                let shards = self.history.spec.as_ref().map(|spec| coordinator::shard_plan(spec, &found.model).len());
-                self.shards = shards.unwrap_or(1).max(1) as u64;
+                let sweeps = |spec: &types::RunSpec| {
+                    coordinator::shard_plan(spec, &found.model).len() * (spec.passes() as usize + 1)
+                };
+                self.shards = self.history.spec.as_ref().map_or(1, sweeps).max(1) as u64;
             }
             _ => {}
         }

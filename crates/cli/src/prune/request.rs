@@ -31,6 +31,8 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         update: args.update,
         max_correlate: args.max_correlate,
         curvature: args.curvature,
+        kronecker_rank: args.kronecker_rank,
+        half_steps: args.half_steps(),
         fisher: args.fisher,
         fisher_samples: args.fisher_samples,
         shots: args.shots,

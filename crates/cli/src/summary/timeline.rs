@@ -50,6 +50,7 @@ impl Timeline {
                 sum.gram += one.gram;
                 sum.wait += one.wait;
             }
+            Event::BlockWeighed(block) => self.score += block.seconds,
             Event::BlockScored(block) => self.score += block.seconds,
             Event::BlockRefined(block) => self.allocate += block.seconds,
             Event::CutChosen(_) => self.allocate += passed,

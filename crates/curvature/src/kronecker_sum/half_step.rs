@@ -2,7 +2,7 @@
 
 use super::norm;
 use crate::factors::{add_product, mean};
-use crate::{CurvatureError, Side};
+use crate::{BlockFactors, CurvatureError, Side};
 use tch::Tensor;
 
 /// Σ wₙ gₙ gₙᵀ with wₙ = xₙᵀ A xₙ, or Σ wₙ xₙ xₙᵀ with wₙ = gₙᵀ G gₙ, for one layer.
@@ -28,6 +28,53 @@ impl HalfStep {
     pub(super) fn new(layer: &str, number: u32, side: Side, twin: &Tensor) -> Result<Self, CurvatureError> {
         let weigher = twin.f_div_scalar(norm(twin)?)?;
         Ok(Self { tokens: 0, layer: layer.to_owned(), number, side, weigher, sum: None })
+    }
+
+    /// Returns the sum over nothing that [`Self::weighers`] describes: what a calibrator adds tokens to.
+    ///
+    /// `side`: the one that weighs; `number`: of the half-step; `weigher`: its symmetric matrix of norm 1.
+    pub fn weighed_by(side: Side, layer: &str, number: u32, weigher: Tensor) -> Self {
+        Self { tokens: 0, layer: layer.to_owned(), number, side: side.other(), weigher, sum: None }
+    }
+
+    /// Returns the matrices that weigh in some half-steps of a block, as sums over one token, so that they travel as
+    /// factors do.
+    pub fn weighers(half_steps: &[Self]) -> BlockFactors {
+        let mut weighers = BlockFactors::new();
+        for half_step in half_steps {
+            weighers.put(half_step.side.other(), &half_step.layer, half_step.weigher.shallow_clone());
+        }
+        weighers.add_tokens(1);
+        weighers
+    }
+
+    /// Returns the sums of some half-steps of a block, so that they travel as factors do. Tokens are counted apart.
+    pub fn sums(half_steps: Vec<Self>) -> BlockFactors {
+        let mut sums = BlockFactors::new();
+        for half_step in half_steps {
+            if let Some(sum) = half_step.sum {
+                sums.put(half_step.side, &half_step.layer, sum);
+            }
+        }
+        sums
+    }
+
+    /// Adds this half-step's part of what [`Self::sums`] collected.
+    ///
+    /// # Errors
+    /// `Unknown` when it has none; `Shape`.
+    pub fn add_sums(&mut self, sums: &BlockFactors) -> Result<(), CurvatureError> {
+        let theirs = sums.sum(self.side, &self.layer);
+        let theirs = theirs.ok_or_else(|| CurvatureError::Unknown { name: self.name() })?;
+        let other = Self {
+            tokens: sums.tokens,
+            layer: self.layer.clone(),
+            number: self.number,
+            side: self.side,
+            weigher: self.weigher.shallow_clone(),
+            sum: Some(theirs.shallow_clone()),
+        };
+        self.merge(&other)
     }
 
     /// Returns the layer.

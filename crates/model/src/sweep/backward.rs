@@ -20,7 +20,8 @@ pub(super) fn backward(
 ) -> Result<(), ModelError> {
     let wanted = &plan.wanted[block];
     if !wanted.is_empty() {
-        observer.block(block as u32);
+        let begun = observer.block(block as u32);
+        begun.map_err(|source| ModelError::Observer { block: block as u32, source })?;
     }
     each_batch(plan, block, boundaries, steps, |ends| {
         let start = Instant::now();

@@ -1,0 +1,94 @@
+//! What a pass over the samples sums up in one block: plain factors first, then, for a Kronecker sum, what each half-step
+//! of its power iteration asks for.
+//!
+//! A half-step weighs each token's input by its gradient or the other way round, so inputs are held until the backward pass
+//! of their micro-batch has come to their layer.
+
+use crate::error::Error;
+use bytes::Bytes;
+use curvature::{BlockFactors, CurvatureError, HalfStep, Side};
+use model::tensor_file;
+use std::collections::BTreeMap;
+use tch::{Device, Tensor};
+use types::{Curvature, LayerId};
+
+/// A pass over the samples.
+pub(crate) enum Pass {
+    /// Plain second moments.
+    Plain(Curvature),
+    /// A half-step of a power iteration.
+    HalfStep(Weighed),
+}
+
+/// What a half-step needs to know.
+pub(crate) struct Weighed {
+    /// Which pass, from 1.
+    pub(crate) number: u32,
+    /// The matrices that weigh, as bytes, by block.
+    pub(crate) weighers: BTreeMap<u32, Bytes>,
+    /// The layer under whose name each layer's input is shown.
+    pub(crate) inputs: BTreeMap<LayerId, LayerId>,
+    /// Where the sums are made.
+    pub(crate) device: Device,
+}
+
+/// The sums of one block in one pass.
+#[derive(Default)]
+pub(crate) struct Sums {
+    plain: BlockFactors,
+    half_steps: BTreeMap<String, HalfStep>,
+    /// Inputs of the micro-batch under way, by the name under which they are shown.
+    inputs: BTreeMap<LayerId, Tensor>,
+}
+
+impl Pass {
+    /// Returns the sums over nothing for a block.
+    pub(crate) fn open(&self, block: u32) -> Result<Sums, Error> {
+        let mut sums = Sums::default();
+        let Self::HalfStep(weighed) = self else { return Ok(sums) };
+        let Some(bytes) = weighed.weighers.get(&block) else { return Ok(sums) };
+        let (tensors, _) = tensor_file::decode(bytes, weighed.device)?;
+        let weighers = BlockFactors::unpack(1, tensors, weighed.device)?;
+        for side in [Side::Input, Side::Gradient] {
+            for layer in weighers.layers(side) {
+                let weigher = weighers.finish(side, layer)?;
+                let half_step = HalfStep::weighed_by(side, layer, weighed.number, weigher);
+                sums.half_steps.insert(layer.to_owned(), half_step);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Takes the inputs of a micro-batch.
+    pub(crate) fn input(&self, sums: &mut Sums, layer: &LayerId, x_nc: &Tensor) -> Result<(), Error> {
+        match self {
+            Self::Plain(_) => sums.plain.accumulate(Side::Input, layer.as_str(), x_nc)?,
+            Self::HalfStep(_) => {
+                sums.inputs.insert(layer.clone(), x_nc.shallow_clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the gradients of a micro-batch whose inputs came before.
+    pub(crate) fn gradient(&self, sums: &mut Sums, layer: &LayerId, dy_nr: &Tensor) -> Result<(), Error> {
+        match self {
+            Self::Plain(Curvature::Kfac) => sums.plain.accumulate(Side::Gradient, layer.as_str(), dy_nr)?,
+            Self::Plain(Curvature::Activations | Curvature::Identity) => {}
+            Self::HalfStep(weighed) => {
+                let Some(half_step) = sums.half_steps.get_mut(layer.as_str()) else { return Ok(()) };
+                let x_nc = weighed.inputs.get(layer).and_then(|input| sums.inputs.get(input));
+                let x_nc = x_nc.ok_or_else(|| CurvatureError::Unknown { name: format!("input of {layer}") })?;
+                half_step.accumulate(x_nc, dy_nr)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sums {
+    /// Returns the sums as factors: one side of each layer after a half-step.
+    pub(crate) fn finish(self) -> BlockFactors {
+        if self.half_steps.is_empty() { self.plain } else { HalfStep::sums(self.half_steps.into_values().collect()) }
+    }
+}

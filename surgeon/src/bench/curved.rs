@@ -1,0 +1,120 @@
+//! A layer's removal problem under one Kronecker product or a sum of two, and the power iteration that finds them.
+//!
+//! The state of a power iteration is what its passes summed up: it is run again from the first pass whenever it is needed,
+//! which costs no look at a token.
+
+use crate::error::Error;
+use curvature::{BlockFactors, KroneckerTerm, PowerIteration, PowerOptions, Side};
+use pruning::{
+    Clamped, Clamping, ElementCosts, KroneckerSumProblem, LayerProblem, MaskedUpdate, MaskedUpdated, Units, Updated,
+};
+use tch::Tensor;
+use types::{LayerDescription, LayerId, RemovalPath, RunSpec, Unit, Update};
+
+/// A removal problem.
+pub(super) enum Curved {
+    /// F = G ⊗ A.
+    OneTerm(LayerProblem),
+    /// F = G₁ ⊗ A₁ + G₂ ⊗ A₂.
+    TwoTerms(KroneckerSumProblem),
+}
+
+impl Curved {
+    /// Returns `plain` under the terms that a power iteration found: two, or one where the Fisher has no more.
+    pub(super) fn with_terms(plain: LayerProblem, terms: Vec<KroneckerTerm>) -> Result<Self, Error> {
+        let mut terms = terms.into_iter();
+        let first = terms.next().ok_or_else(|| Error::Bug(format!("{} has no curvature at all", plain.layer)))?;
+        let first = LayerProblem { a_cc: Some(first.a_cc), g_rr: Some(first.g_rr), ..plain };
+        Ok(match terms.next() {
+            None => Self::OneTerm(first),
+            Some(second) => Self::TwoTerms(KroneckerSumProblem { first, second, floor: KroneckerSumProblem::FLOOR }),
+        })
+    }
+
+    /// Returns the layer.
+    pub(super) fn layer(&self) -> &LayerId {
+        match self {
+            Self::OneTerm(problem) => &problem.layer,
+            Self::TwoTerms(problem) => &problem.first.layer,
+        }
+    }
+
+    /// Returns the problem of one term, which is all that some structures have.
+    pub(super) fn one_term(&self) -> Result<&LayerProblem, Error> {
+        match self {
+            Self::OneTerm(problem) => Ok(problem),
+            Self::TwoTerms(_) => Err(Error::Bug(format!("{} has two terms, for one", self.layer()))),
+        }
+    }
+
+    /// Returns the removal path of a consumer's units.
+    pub(super) fn coupled_path(&self, units: &Units, spec: &RunSpec) -> Result<RemovalPath, Error> {
+        Ok(match self {
+            Self::OneTerm(problem) => pruning::coupled_path(problem, units, spec.scoring, spec.update)?,
+            Self::TwoTerms(problem) => {
+                self.told(pruning::kronecker_sum_path(problem, units, joint_or_none(spec.update))?)
+            }
+        })
+    }
+
+    /// Returns the consumer without the removed units.
+    pub(super) fn coupled_update(&self, units: &Units, removed: &[Unit], spec: &RunSpec) -> Result<Updated, Error> {
+        Ok(match self {
+            Self::OneTerm(problem) => pruning::coupled_update(problem, units, removed, spec.update)?,
+            Self::TwoTerms(problem) => {
+                self.told(pruning::kronecker_sum_coupled_update(problem, units, removed, masked(spec))?)
+            }
+        })
+    }
+
+    /// Returns the costs of the layer's single weights.
+    pub(super) fn element_costs(&self, update: Update) -> Result<ElementCosts, Error> {
+        Ok(match self {
+            Self::OneTerm(problem) => pruning::element_costs(problem, update)?,
+            Self::TwoTerms(problem) => self.told(pruning::kronecker_sum_element_costs(problem, joint_or_none(update))?),
+        })
+    }
+
+    /// Returns the layer without the weights in `removed`.
+    pub(super) fn masked_update(&self, removed: &Tensor, spec: &RunSpec) -> Result<MaskedUpdated, Error> {
+        Ok(match self {
+            Self::OneTerm(problem) => pruning::masked_update(problem, removed, masked(spec))?,
+            Self::TwoTerms(problem) => self.told(pruning::kronecker_sum_masked_update(problem, removed, masked(spec))?),
+        })
+    }
+
+    /// Returns a result, and logs what was done to the curvature for it.
+    fn told<T>(&self, found: Clamped<T>) -> T {
+        let Clamping { directions, clamped, smallest } = found.clamping;
+        tracing::debug!(layer = %self.layer(), clamped, directions, smallest, "second term floored");
+        found.value
+    }
+}
+
+/// Returns a layer's power iteration after the passes whose sums are given: the plain factors first.
+pub(super) fn power_iteration(
+    spec: &RunSpec,
+    layer: &LayerDescription,
+    sums: &[BlockFactors],
+) -> Result<PowerIteration, Error> {
+    let (plain, passes) = sums.split_first().ok_or_else(super::nothing_here)?;
+    // A tolerance of zero: layers go on in step, so that passes are as many as the run says.
+    let options = PowerOptions { rank: spec.kronecker_rank, half_steps: spec.half_steps, tolerance: 0.0 };
+    let a_cc = plain.finish(Side::Input, layer.input.as_str())?;
+    let mut power = PowerIteration::new(layer.layer.as_str(), &a_cc, options)?;
+    for pass in passes {
+        let Some(mut half_step) = power.half_step()? else { break };
+        half_step.add_sums(pass)?;
+        power.advance(&half_step)?;
+    }
+    Ok(power)
+}
+
+/// Returns how single weights, or whatever two terms remove, are updated.
+fn masked(spec: &RunSpec) -> MaskedUpdate {
+    MaskedUpdate::new(spec.update, spec.max_correlate)
+}
+
+fn joint_or_none(update: Update) -> Update {
+    if update == Update::None { Update::None } else { Update::Correlated }
+}
