@@ -1,8 +1,8 @@
-//! What a pass over the samples sums up in one block: plain factors first, then, for a Kronecker sum, what each half-step
-//! of its power iteration asks for.
+//! What a pass over the samples sums up in one block: plain factors first (or the diagonal of the Fisher), then, for a
+//! Kronecker sum, what each half-step of its power iteration asks for.
 //!
-//! A half-step weighs each token's input by its gradient or the other way round, so inputs are held until the backward pass
-//! of their micro-batch has come to their layer.
+//! A half-step weighs each token's input by its gradient or the other way round, and the diagonal takes both at once, so
+//! inputs are held until the backward pass of their micro-batch has come to their layer.
 
 use crate::error::Error;
 use bytes::Bytes;
@@ -16,6 +16,8 @@ use types::{Curvature, LayerId};
 pub(crate) enum Pass {
     /// Plain second moments.
     Plain(Curvature),
+    /// The diagonal of the Fisher; with the layer under whose name each layer's input is shown.
+    Diagonal(BTreeMap<LayerId, LayerId>),
     /// A half-step of a power iteration.
     HalfStep(Weighed),
 }
@@ -63,7 +65,7 @@ impl Pass {
     pub(crate) fn input(&self, sums: &mut Sums, layer: &LayerId, x_nc: &Tensor) -> Result<(), Error> {
         match self {
             Self::Plain(_) => sums.plain.accumulate(Side::Input, layer.as_str(), x_nc)?,
-            Self::HalfStep(_) => {
+            Self::Diagonal(_) | Self::HalfStep(_) => {
                 sums.inputs.insert(layer.clone(), x_nc.shallow_clone());
             }
         }
@@ -74,16 +76,28 @@ impl Pass {
     pub(crate) fn gradient(&self, sums: &mut Sums, layer: &LayerId, dy_nr: &Tensor) -> Result<(), Error> {
         match self {
             Self::Plain(Curvature::Kfac) => sums.plain.accumulate(Side::Gradient, layer.as_str(), dy_nr)?,
-            Self::Plain(Curvature::Activations | Curvature::Identity) => {}
+            Self::Plain(Curvature::Activations | Curvature::Diagonal | Curvature::Identity) => {}
+            Self::Diagonal(inputs) => {
+                let x_nc = held(inputs, &sums.inputs, layer)?;
+                sums.plain.accumulate_diagonal(layer.as_str(), x_nc, dy_nr)?;
+            }
             Self::HalfStep(weighed) => {
                 let Some(half_step) = sums.half_steps.get_mut(layer.as_str()) else { return Ok(()) };
-                let x_nc = weighed.inputs.get(layer).and_then(|input| sums.inputs.get(input));
-                let x_nc = x_nc.ok_or_else(|| CurvatureError::Unknown { name: format!("input of {layer}") })?;
-                half_step.accumulate(x_nc, dy_nr)?;
+                half_step.accumulate(held(&weighed.inputs, &sums.inputs, layer)?, dy_nr)?;
             }
         }
         Ok(())
     }
+}
+
+/// Returns the input that a layer was shown in this micro-batch.
+fn held<'a>(
+    inputs: &BTreeMap<LayerId, LayerId>,
+    shown: &'a BTreeMap<LayerId, Tensor>,
+    layer: &LayerId,
+) -> Result<&'a Tensor, Error> {
+    let x_nc = inputs.get(layer).and_then(|input| shown.get(input));
+    Ok(x_nc.ok_or_else(|| CurvatureError::Unknown { name: format!("input of {layer}") })?)
 }
 
 impl Sums {

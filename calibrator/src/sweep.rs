@@ -67,7 +67,8 @@ pub(crate) fn sweep(
     // Open while the model loads, so that streams that come early find it.
     let _open = shelf.open(key.clone(), &task.blocks);
     let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
-    let inputs = if task.pass > 0 { inputs(spec)? } else { BTreeMap::new() };
+    let both_at_once = task.pass > 0 || spec.curvature == Curvature::Diagonal;
+    let inputs = if both_at_once { inputs(spec)? } else { BTreeMap::new() };
     let (decoder, data) = session.load(&weights, spec, stored.changed)?;
     let blocks = decoder.blocks.len();
     if let Some(&block) = task.blocks.iter().find(|b| **b as usize >= blocks) {
@@ -96,6 +97,7 @@ pub(crate) fn sweep(
         shelf,
         key,
         pass: match task.pass {
+            0 if both_at_once => Pass::Diagonal(inputs),
             0 => Pass::Plain(spec.curvature),
             number => Pass::HalfStep(Weighed { number, weighers: stored.weighers, inputs, device: decoder.device() }),
         },

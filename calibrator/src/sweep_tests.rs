@@ -223,3 +223,28 @@ fn a_later_pass_sums_up_each_token_by_the_weight_of_its_other_side() {
         assert!(difference < 1e-4, "{difference}");
     }
 }
+
+#[test]
+fn the_diagonal_takes_inputs_and_gradients_of_the_same_tokens() {
+    let (spec, task) = (spec(Curvature::Diagonal, Structure::RowColumn), task(&[1]));
+    let mut seen = Seen::default();
+    let mut session = session();
+    let (decoder, data) = session.load(&DecoderKey { run: key().run, checkpoint: None }, &spec, vec![]).unwrap();
+    let options = options(&spec, &task, decoder);
+    let samples = &data.samples.ids[1..4];
+    model::sweep::run(decoder, samples, &options, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let (result, taken) = swept(&spec, &task);
+    result.unwrap();
+    let (tensors, _) = tensor_file::decode(&taken[0].3, Device::Cpu).unwrap();
+    let found = BlockFactors::unpack(24, tensors, Device::Cpu).unwrap();
+    for (name, input) in
+        [("self_attn.k_proj", "self_attn.q_proj"), ("mlp.up_proj", "mlp.gate_proj"), ("mlp.down_proj", "mlp.down_proj")]
+    {
+        let layer = |name: &str| LayerId::new(&format!("model.layers.1.{name}")).unwrap();
+        let (x_nc, g_nr) = (Tensor::cat(&seen.0[&layer(input)], 0), Tensor::cat(&seen.1[&layer(name)], 0));
+        let expected_rc = g_nr.square().tr().matmul(&x_nc.square()) / 24.0;
+        let found_rc = found.finish_diagonal(layer(name).as_str()).unwrap();
+        let off = (found_rc - &expected_rc).abs().max().double_value(&[]) / expected_rc.max().double_value(&[]);
+        assert!(off < 1e-4, "{name}: {off}");
+    }
+}

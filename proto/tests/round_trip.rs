@@ -48,6 +48,7 @@ prop_compose! {
         (n, more) in (1..32u32, 1..32u32),
         max_correlate in 1..=65_536u32,
     ) -> RunSpec {
+        let update = if curvature == Curvature::Diagonal { Update::None } else { update };
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, sub_blocks: false, shape, scoring, update, curvature, kronecker_rank: 1, half_steps: 0, fisher, fisher_samples: 1, shots: 1,

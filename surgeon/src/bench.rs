@@ -215,9 +215,7 @@ impl Bench {
             let problem = bench.problem(&job.spec, site.layer(), changed)?;
             Ok(Some(match site {
                 Site::Coupled { units, .. } => problem.coupled_path(units, &job.spec)?,
-                Site::RowColumn { rows, columns, .. } => {
-                    pruning::row_column_path(problem.one_term()?, rows, columns, job.spec.scoring, job.spec.update)?
-                }
+                Site::RowColumn { rows, columns, .. } => problem.row_column_path((rows, columns), &job.spec)?,
                 Site::Elements { layer } => {
                     return Err(Error::Bug(format!("single weights of {} have no path", layer.layer)));
                 }
@@ -263,7 +261,7 @@ impl Bench {
             let updated = match site {
                 Site::Coupled { units, .. } => problem.coupled_update(units, &removed, &job.spec)?,
                 Site::RowColumn { rows, columns, .. } => {
-                    pruning::row_column_update(problem.one_term()?, rows, columns, &removed, job.spec.update)?
+                    problem.row_column_update((rows, columns), &removed, &job.spec)?
                 }
                 Site::Elements { .. } => return Err(Error::Bug(format!("{layer} was cut along a path"))),
             };
@@ -336,7 +334,11 @@ impl Bench {
                 Some(factors.finish(Side::Gradient, layer.layer.as_str())?),
             ),
             Curvature::Activations => (Some(factors.finish(Side::Input, layer.input.as_str())?), None),
-            Curvature::Identity => (None, None),
+            Curvature::Diagonal | Curvature::Identity => (None, None),
+        };
+        let diagonal_rc = match spec.curvature {
+            Curvature::Diagonal => Some(factors.finish_diagonal(layer.layer.as_str())?),
+            Curvature::Kfac | Curvature::Activations | Curvature::Identity => None,
         };
         let tokens = factors.tokens;
         let device = self.device;
@@ -366,6 +368,9 @@ impl Bench {
             damping_a: spec.damping_a,
             damping_g: spec.damping_g,
         };
+        if let Some(diagonal_rc) = diagonal_rc {
+            return Curved::with_diagonal(plain, &diagonal_rc);
+        }
         if spec.passes() == 0 {
             return Ok(Curved::OneTerm(plain));
         }

@@ -357,3 +357,61 @@ fn passes_of_two_shards_add_up_to_the_power_iteration_over_all_tokens() {
         }
     }
 }
+
+#[test]
+fn a_diagonal_costs_each_weight_by_its_own_curvature_and_moves_none() {
+    for structure in [Structure::Coupled, Structure::RowColumn, Structure::Element] {
+        let spec = RunSpec {
+            curvature: Curvature::Diagonal,
+            update: types::Update::None,
+            ..spec("llama-bias", structure, AttentionUnit::KvGroup)
+        };
+        let mut bench = Bench::new(Device::Cpu);
+        let block = bench.describe(&spec, 1).unwrap();
+        let mut factors = BlockFactors::new();
+        for layer in block.layers.iter().filter(|l| l.curvature) {
+            let (x_nc, g_nr) = tokens_of(layer, 0);
+            factors.accumulate_diagonal(layer.layer.as_str(), &x_nc, &g_nr).unwrap();
+        }
+        let metadata = BTreeMap::from([("tokens".to_owned(), "60".to_owned())]);
+        bench.add(0, &tensor_file::encode(&factors.pack().unwrap(), &metadata).unwrap()).unwrap();
+        let job = BlockJob { spec: spec.clone(), block: block.clone(), changed: vec![] };
+        let layer = block.layers.iter().find(|l| l.layer.as_str().ends_with("down_proj")).unwrap();
+        let w_rc = bench.folder(&spec).unwrap().tensor(&format!("{}.weight", layer.layer), Kind::Float, Device::Cpu);
+        let w_rc = w_rc.unwrap();
+        let (x_nc, g_nr) = tokens_of(layer, 0);
+        let x_nc = x_nc.narrow(1, 0, layer.columns as i64);
+        let costs_rc = g_nr.square().tr().matmul(&x_nc.square()) / 60.0 * w_rc.square() / 2.0;
+        if structure == Structure::Element {
+            let problem = bench.problem(&spec, layer, None).unwrap();
+            let found = problem.element_costs(spec.update).unwrap().costs_rc;
+            let off = (found / &costs_rc - 1.0).abs().max().double_value(&[]);
+            assert!(off < 1e-3, "{off}");
+            continue;
+        }
+        let paths = bench.score(&job, &|| false).unwrap();
+        let path = paths.iter().find(|p| p.layer == layer.layer).unwrap();
+        let first = path.steps[0];
+        let cost = match first.unit.kind {
+            UnitKind::Row => costs_rc.select(0, first.unit.index.into()),
+            _ => costs_rc.select(1, first.unit.index.into()),
+        };
+        let cost = cost.sum(Kind::Double).double_value(&[]);
+        assert!((first.cost / cost - 1.0).abs() < 1e-3, "{structure}: {} against {cost}", first.cost);
+        let cut = |p: &RemovalPath| LayerCut { layer: p.layer.clone(), steps: 1, elements: None };
+        let cuts: Vec<LayerCut> = paths.iter().map(cut).collect();
+        let layers = bench.update(&job, &paths, &cuts, &|| false).unwrap();
+        let new = layers.iter().find(|new| new.state.layer == layer.layer).unwrap();
+        assert!((new.predicted / first.cost - 1.0).abs() < 1e-3, "{structure}: {}", new.predicted);
+        let overlay = LayerOverlay::decode(&new.state, new.weights.as_deref(), Device::Cpu).unwrap();
+        let left = overlay.weight.unwrap();
+        let moved = match structure {
+            Structure::Coupled => {
+                let kept: Vec<i64> = new.state.kept.iter().map(|unit| i64::from(*unit)).collect();
+                left - w_rc.index_select(1, &Tensor::from_slice(&kept))
+            }
+            _ => (&left - &w_rc) * left.ne(0.0),
+        };
+        assert_eq!(moved.abs().max().double_value(&[]), 0.0, "{structure}");
+    }
+}

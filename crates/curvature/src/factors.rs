@@ -1,4 +1,5 @@
-//! Kronecker factors of one block as sums over tokens: accumulate, merge, pack for the wire, finish.
+//! Kronecker factors of one block, or the diagonal of its Fisher, as sums over tokens: accumulate, merge, pack for the wire,
+//! finish.
 //!
 //! Does not damp or factorise, and does not know where the tensors come from.
 
@@ -55,7 +56,12 @@ pub struct BlockFactors {
     pub tokens: u64,
     a: BTreeMap<String, Tensor>,
     g: BTreeMap<String, Tensor>,
+    /// Σ gₙ² (xₙ²)ᵀ by layer, `[R, C]`.
+    diagonal: BTreeMap<String, Tensor>,
 }
+
+/// Key of a layer's diagonal on the wire, before its name.
+const DIAGONAL: &str = "D";
 
 impl BlockFactors {
     /// Returns sums over nothing.
@@ -92,6 +98,35 @@ impl BlockFactors {
         })
     }
 
+    /// Adds Σ gₙ² (xₙ²)ᵀ over a batch, squares taken number by number: the diagonal of a layer's empirical Fisher, exactly.
+    /// Tokens are counted apart, by [`Self::add_tokens`].
+    ///
+    /// # Shapes
+    /// `x_nc`: `[n, c]`, `g_nr`: `[n, r]`, of any float kind; with a bias the caller has appended the column of ones to x.
+    ///
+    /// # Errors
+    /// `Shape` when they are no matrices of as many tokens, or as wide as others than before.
+    pub fn accumulate_diagonal(&mut self, layer: &str, x_nc: &Tensor, g_nr: &Tensor) -> Result<(), CurvatureError> {
+        tch::no_grad(|| {
+            let kind = if x_nc.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            let (size, found) = (x_nc.size(), g_nr.size());
+            let (&[n, c], &[m, r]) = (size.as_slice(), found.as_slice()) else {
+                return Err(CurvatureError::Shape { name: layer.to_owned(), expected: vec![-1, -1], actual: size });
+            };
+            let sum = self.diagonal.get(layer).map_or_else(|| vec![r, c], Tensor::size);
+            if n != m || sum != [r, c] {
+                return Err(CurvatureError::Shape { name: layer.to_owned(), expected: sum, actual: vec![r, c] });
+            }
+            let squares = |y: &Tensor| y.f_to_kind(kind)?.f_square();
+            let product_rc = squares(g_nr)?.f_tr()?.f_matmul(&squares(x_nc)?)?;
+            match self.diagonal.get_mut(layer) {
+                Some(sum_rc) => drop(sum_rc.f_add_(&product_rc)?),
+                None => drop(self.diagonal.insert(layer.to_owned(), product_rc)),
+            }
+            Ok(())
+        })
+    }
+
     /// Counts tokens, once for all factors of the block.
     pub fn add_tokens(&mut self, n: u64) {
         self.tokens += n;
@@ -103,14 +138,16 @@ impl BlockFactors {
     /// `Shape` when a factor has another size in `other`; then `self` is spoilt.
     pub fn merge(&mut self, other: &Self) -> Result<(), CurvatureError> {
         tch::no_grad(|| {
-            for side in [Side::Input, Side::Gradient] {
-                for (layer, theirs) in other.sums(side) {
-                    let Some(ours) = self.sums_mut(side).get_mut(layer) else {
-                        self.sums_mut(side).insert(layer.clone(), theirs.f_detach_copy()?);
+            let pairs = [(&mut self.a, &other.a), (&mut self.g, &other.g), (&mut self.diagonal, &other.diagonal)];
+            for (symbol, (ours, theirs)) in ["A", "G", DIAGONAL].into_iter().zip(pairs) {
+                for (layer, theirs) in theirs {
+                    let Some(ours) = ours.get_mut(layer) else {
+                        ours.insert(layer.clone(), theirs.f_detach_copy()?);
                         continue;
                     };
                     if ours.size() != theirs.size() {
-                        return Err(shape_error(side, layer, ours.size(), theirs.size()));
+                        let name = format!("{symbol} of {layer}");
+                        return Err(CurvatureError::Shape { name, expected: ours.size(), actual: theirs.size() });
                     }
                     let _ = ours.f_add_(&theirs.f_to_device(ours.device())?.f_to_kind(ours.kind())?)?;
                 }
@@ -128,36 +165,51 @@ impl BlockFactors {
         let scale = if self.tokens == 0 { 0.0 } else { tokens / self.tokens as f64 };
         self.tokens = tokens as u64;
         tch::no_grad(|| {
-            for sum in self.a.values_mut().chain(self.g.values_mut()) {
+            for sum in self.a.values_mut().chain(self.g.values_mut()).chain(self.diagonal.values_mut()) {
                 let _ = sum.f_mul_scalar_(scale)?;
             }
             Ok(())
         })
     }
 
-    /// Keeps some inputs of a layer's A only: rows and columns at rising positions. Nothing for a layer without A.
+    /// Keeps some inputs of a layer only: rows and columns of its A, columns of its diagonal, at rising positions. Nothing for
+    /// a layer without either.
     ///
     /// # Errors
     /// `Shape` when a position is beyond the factor.
     pub fn keep_inputs(&mut self, layer: &str, positions: &[i64]) -> Result<(), CurvatureError> {
-        let Some(sum) = self.a.get_mut(layer) else { return Ok(()) };
-        let n = sum.size()[0];
+        let sums = [self.a.get_mut(layer), self.diagonal.get_mut(layer)];
+        let Some(n) = sums.iter().flatten().filter_map(|sum| sum.size().last().copied()).min() else { return Ok(()) };
         if let Some(&last) = positions.last().filter(|last| **last >= n) {
             return Err(shape_error(Side::Input, layer, vec![last + 1, last + 1], vec![n, n]));
         }
-        let index = Tensor::from_slice(positions).to_device(sum.device());
-        *sum = tch::no_grad(|| sum.f_index_select(0, &index)?.f_index_select(1, &index))?; // rising: the lower triangle stays below
-        Ok(())
+        let [a, diagonal] = sums;
+        tch::no_grad(|| {
+            let columns = |sum: &Tensor| {
+                let index = Tensor::from_slice(positions).to_device(sum.device());
+                sum.f_index_select(1, &index).map(|narrower| (narrower, index))
+            };
+            if let Some(sum) = a {
+                let (narrower, index) = columns(sum)?;
+                *sum = narrower.f_index_select(0, &index)?; // rising: the lower triangle stays below
+            }
+            if let Some(sum) = diagonal {
+                (*sum, _) = columns(sum)?;
+            }
+            Ok(())
+        })
     }
 
-    /// Drops both factors of a layer.
+    /// Drops what there is of a layer.
     pub fn forget(&mut self, layer: &str) {
+        self.diagonal.remove(layer);
         self.a.remove(layer);
         self.g.remove(layer);
     }
 
     /// Returns all sums for the wire: A by layer name, then G by layer name, each the packed lower triangle by rows
-    /// (n(n+1)/2 values), f32 on the CPU, under the key `A:layer` or `G:layer`.
+    /// (n(n+1)/2 values), f32 on the CPU, under the key `A:layer` or `G:layer`; then diagonals as they are, `[r, c]`, under
+    /// `D:layer`.
     ///
     /// # Errors
     /// `NotFinite`, so that a fault is named where it arose.
@@ -173,6 +225,13 @@ impl BlockFactors {
                     packed.push((format!("{}:{layer}", side.symbol()), values));
                 }
             }
+            for (layer, sum) in &self.diagonal {
+                let values = sum.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+                if !is_finite(&values)? {
+                    return Err(CurvatureError::NotFinite { name: format!("{DIAGONAL} of {layer}") });
+                }
+                packed.push((format!("{DIAGONAL}:{layer}"), values));
+            }
             Ok(packed)
         })
     }
@@ -186,6 +245,13 @@ impl BlockFactors {
             let mut factors = Self { tokens, ..Self::default() };
             for (key, values) in tensors {
                 let length = values.numel();
+                if let Some((DIAGONAL, layer)) = key.split_once(':') {
+                    if values.dim() != 2 {
+                        return Err(CurvatureError::Packed { name: key, values: length });
+                    }
+                    factors.diagonal.insert(layer.to_owned(), values.f_to_device(device)?);
+                    continue;
+                }
                 let parsed = match key.split_once(':') {
                     Some(("A", layer)) => Some((Side::Input, layer.to_owned())),
                     Some(("G", layer)) => Some((Side::Gradient, layer.to_owned())),
@@ -213,6 +279,25 @@ impl BlockFactors {
             let name = side.of(layer);
             let Some(sum) = self.sums(side).get(layer) else { return Err(CurvatureError::Unknown { name }) };
             mean(name, sum, self.tokens)
+        })
+    }
+
+    /// Returns the mean over tokens of a layer's diagonal.
+    ///
+    /// # Shapes
+    /// → `[r, c]`, in the kind of the sums
+    ///
+    /// # Errors
+    /// `Unknown`, `NoTokens`, `NotFinite`.
+    pub fn finish_diagonal(&self, layer: &str) -> Result<Tensor, CurvatureError> {
+        tch::no_grad(|| {
+            let name = format!("{DIAGONAL} of {layer}");
+            let Some(sum) = self.diagonal.get(layer) else { return Err(CurvatureError::Unknown { name }) };
+            if self.tokens == 0 {
+                return Err(CurvatureError::NoTokens { name });
+            }
+            let mean = sum.f_div_scalar(self.tokens as f64)?;
+            if is_finite(&mean)? { Ok(mean) } else { Err(CurvatureError::NotFinite { name }) }
         })
     }
 

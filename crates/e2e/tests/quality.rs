@@ -47,7 +47,11 @@ fn the_summary_agrees_with_a_second_look_at_the_folder() {
 #[test]
 fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
     let temp = tempfile::tempdir().unwrap();
-    let cases: [(&str, &[&str]); 6] = [
+    let two_terms = ["--kronecker-rank", "2", "--half-steps", "2", "--scoring", "independent", "--shape", "per-layer"];
+    let cases: [(&str, &[&str]); 9] = [
+        ("two-terms", &two_terms),
+        ("iterated", &["--half-steps", "3", "--structure", "row-column"]),
+        ("diagonal", &["--curvature", "diagonal", "--update", "none", "--decay", "0.5"]),
         ("uniform", &["--shape", "uniform"]),
         ("per-layer", &["--shape", "per-layer", "--scoring", "independent", "--schedule", "geometric"]),
         ("query-heads", &["--heads", "query-head", "--shape", "per-layer"]),

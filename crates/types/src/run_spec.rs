@@ -278,6 +278,8 @@ impl RunSpec {
         faults.unless(!adapts || !structure.is_masked(), "schedule", problem);
         let drawn = self.fisher == Fisher::Sampled || self.fisher_samples == 1;
         faults.unless(drawn, "fisher_samples", "only a sampled Fisher draws labels; take 1, or fisher sampled");
+        let fits = self.curvature != Curvature::Diagonal || update == Update::None;
+        faults.unless(fits, "update", "a diagonal curvature knows no correlations to update by; take none");
         self.check_kronecker_sum(faults);
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
         let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
@@ -369,6 +371,7 @@ mod tests {
             (RunSpec { half_steps: 1, ..two() }, "half_steps"),
             (RunSpec { decay: 0.5, ..one.clone() }, "half_steps"),
             (RunSpec { curvature: Curvature::Activations, ..one }, "half_steps"),
+            (RunSpec { curvature: Curvature::Diagonal, ..good() }, "update"),
         ] {
             let faults = spec.validated().unwrap_err().violations;
             assert!(faults.iter().any(|v| v.field == field), "{faults:?}");

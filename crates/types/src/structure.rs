@@ -154,6 +154,8 @@ choices! {
         Kfac = "kfac",
         /// A alone; G is the identity (layer-wise methods).
         Activations = "activations",
+        /// The diagonal of the Fisher itself, one number a weight; no correlations, so no updates.
+        Diagonal = "diagonal",
         /// Neither: magnitude.
         Identity = "identity",
     }

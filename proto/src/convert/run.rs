@@ -77,6 +77,7 @@ impl From<Curvature> for v1::Curvature {
         match value {
             Curvature::Kfac => Self::Kfac,
             Curvature::Activations => Self::Activations,
+            Curvature::Diagonal => Self::Diagonal,
             Curvature::Identity => Self::Identity,
         }
     }

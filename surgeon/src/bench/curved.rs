@@ -1,14 +1,19 @@
-//! A layer's removal problem under one Kronecker product or a sum of two, and the power iteration that finds them.
+//! A layer's removal problem under one Kronecker product, a sum of two or a diagonal, and the power iteration that finds
+//! the two.
+//!
+//! A diagonal D needs no kernels of its own: what removing W costs under D and no update is what removing W ∘ √D costs by
+//! magnitude.
 //!
 //! The state of a power iteration is what its passes summed up: it is run again from the first pass whenever it is needed,
 //! which costs no look at a token.
 
 use crate::error::Error;
 use curvature::{BlockFactors, KroneckerTerm, PowerIteration, PowerOptions, Side};
+use model::ModelError;
 use pruning::{
     Clamped, Clamping, ElementCosts, KroneckerSumProblem, LayerProblem, MaskedUpdate, MaskedUpdated, Units, Updated,
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use types::{LayerDescription, LayerId, RemovalPath, RunSpec, Unit, Update};
 
 /// A removal problem.
@@ -17,7 +22,18 @@ pub(super) enum Curved {
     OneTerm(LayerProblem),
     /// F = G₁ ⊗ A₁ + G₂ ⊗ A₂.
     TwoTerms(KroneckerSumProblem),
+    /// F = diag(D).
+    Diagonal {
+        /// The weights, without curvature.
+        plain: LayerProblem,
+        /// W ∘ √D, without curvature.
+        scaled: LayerProblem,
+    },
 }
+
+/// Least number of a diagonal, as a fraction of its mean: what the samples never use costs next to nothing, but counts as
+/// weight.
+const FLOOR: f64 = 1e-9;
 
 impl Curved {
     /// Returns `plain` under the terms that a power iteration found: two, or one where the Fisher has no more.
@@ -31,26 +47,66 @@ impl Curved {
         })
     }
 
+    /// Returns `plain` under a diagonal, `[R, C]`.
+    pub(super) fn with_diagonal(plain: LayerProblem, diagonal_rc: &Tensor) -> Result<Self, Error> {
+        let mean = diagonal_rc.f_mean(Kind::Double).and_then(|mean| mean.f_double_value(&[]));
+        let floor = mean.map_err(ModelError::from)? * FLOOR;
+        let root = diagonal_rc.f_clamp_min(floor).and_then(|floored| floored.f_sqrt());
+        let w_rc = root.and_then(|root| plain.w_rc.f_mul(&root)).map_err(ModelError::from)?;
+        let scaled = LayerProblem { layer: plain.layer.clone(), w_rc, a_cc: None, g_rr: None, ..plain };
+        Ok(Self::Diagonal { plain, scaled })
+    }
+
     /// Returns the layer.
     pub(super) fn layer(&self) -> &LayerId {
         match self {
             Self::OneTerm(problem) => &problem.layer,
             Self::TwoTerms(problem) => &problem.first.layer,
+            Self::Diagonal { plain, .. } => &plain.layer,
         }
     }
 
-    /// Returns the problem of one term, which is all that some structures have.
-    pub(super) fn one_term(&self) -> Result<&LayerProblem, Error> {
+    /// Returns the problem of one term that costs are those of.
+    ///
+    /// # Errors
+    /// There are two terms, which not every structure has.
+    pub(super) fn costed(&self) -> Result<&LayerProblem, Error> {
         match self {
-            Self::OneTerm(problem) => Ok(problem),
+            Self::OneTerm(problem) | Self::Diagonal { scaled: problem, .. } => Ok(problem),
             Self::TwoTerms(_) => Err(Error::Bug(format!("{} has two terms, for one", self.layer()))),
         }
+    }
+
+    /// Returns the removal path of rows and columns.
+    pub(super) fn row_column_path(
+        &self,
+        (rows, columns): (&[u32], &[u32]),
+        spec: &RunSpec,
+    ) -> Result<RemovalPath, Error> {
+        Ok(pruning::row_column_path(self.costed()?, rows, columns, spec.scoring, spec.update)?)
+    }
+
+    /// Returns the layer without the removed rows and columns.
+    pub(super) fn row_column_update(
+        &self,
+        (rows, columns): (&[u32], &[u32]),
+        removed: &[Unit],
+        spec: &RunSpec,
+    ) -> Result<Updated, Error> {
+        let update = |problem| pruning::row_column_update(problem, rows, columns, removed, spec.update);
+        let costed = update(self.costed()?)?;
+        Ok(match self {
+            Self::Diagonal { plain, .. } => Updated { predicted: costed.predicted, ..update(plain)? },
+            Self::OneTerm(_) | Self::TwoTerms(_) => costed,
+        })
     }
 
     /// Returns the removal path of a consumer's units.
     pub(super) fn coupled_path(&self, units: &Units, spec: &RunSpec) -> Result<RemovalPath, Error> {
         Ok(match self {
-            Self::OneTerm(problem) => pruning::coupled_path(problem, units, spec.scoring, spec.update)?,
+            Self::OneTerm(problem) | Self::Diagonal { scaled: problem, .. } => {
+                pruning::coupled_path(problem, units, spec.scoring, spec.update)?
+            }
             Self::TwoTerms(problem) => {
                 self.told(pruning::kronecker_sum_path(problem, units, joint_or_none(spec.update))?)
             }
@@ -61,6 +117,10 @@ impl Curved {
     pub(super) fn coupled_update(&self, units: &Units, removed: &[Unit], spec: &RunSpec) -> Result<Updated, Error> {
         Ok(match self {
             Self::OneTerm(problem) => pruning::coupled_update(problem, units, removed, spec.update)?,
+            Self::Diagonal { plain, scaled } => Updated {
+                predicted: pruning::coupled_update(scaled, units, removed, spec.update)?.predicted,
+                ..pruning::coupled_update(plain, units, removed, spec.update)?
+            },
             Self::TwoTerms(problem) => {
                 self.told(pruning::kronecker_sum_coupled_update(problem, units, removed, masked(spec))?)
             }
@@ -70,7 +130,7 @@ impl Curved {
     /// Returns the costs of the layer's single weights.
     pub(super) fn element_costs(&self, update: Update) -> Result<ElementCosts, Error> {
         Ok(match self {
-            Self::OneTerm(problem) => pruning::element_costs(problem, update)?,
+            Self::OneTerm(problem) | Self::Diagonal { scaled: problem, .. } => pruning::element_costs(problem, update)?,
             Self::TwoTerms(problem) => self.told(pruning::kronecker_sum_element_costs(problem, joint_or_none(update))?),
         })
     }
@@ -79,6 +139,10 @@ impl Curved {
     pub(super) fn masked_update(&self, removed: &Tensor, spec: &RunSpec) -> Result<MaskedUpdated, Error> {
         Ok(match self {
             Self::OneTerm(problem) => pruning::masked_update(problem, removed, masked(spec))?,
+            Self::Diagonal { plain, scaled } => MaskedUpdated {
+                predicted: pruning::masked_update(scaled, removed, masked(spec))?.predicted,
+                ..pruning::masked_update(plain, removed, masked(spec))?
+            },
             Self::TwoTerms(problem) => self.told(pruning::kronecker_sum_masked_update(problem, removed, masked(spec))?),
         })
     }

@@ -31,7 +31,7 @@ impl Items {
             let found = problem.element_costs(spec.update)?;
             return Ok(Self { costs: found.costs_rc, windows: None, damping: found.damping });
         };
-        let windows = window_costs(problem.one_term()?, pattern, spec.update)?;
+        let windows = window_costs(problem.costed()?, pattern, spec.update)?;
         Ok(Self { costs: windows.costs_rk.shallow_clone(), damping: windows.damping, windows: Some(windows) })
     }
 }

@@ -40,6 +40,7 @@ pub(super) const UPDATE: Choices = &[
 pub(super) const CURVATURE: Choices = &[
     ("kfac", "second moments of inputs and of output gradients"),
     ("activations", "second moments of inputs only, as layer-wise methods do"),
+    ("diagonal", "mean squares of each weight's gradient, without correlations; needs --update none"),
     ("identity", "none: magnitude pruning, a baseline"),
 ];
 pub(super) const FISHER: Choices = &[

@@ -145,3 +145,33 @@ fn inputs_that_are_left_keep_their_second_moments() {
     factors.keep_inputs("another", &[9]).unwrap();
     assert!(matches!(factors.keep_inputs("l", &[3]), Err(CurvatureError::Shape { .. })));
 }
+
+#[test]
+fn the_diagonal_is_that_of_the_dense_fisher() {
+    let (x_nc, g_nr) = (random(&[12, 4], 1), random(&[12, 3], 2));
+    // vec(g xᵀ) by rows, one a token: F = (1/N) Σ v vᵀ.
+    let v_np = (g_nr.unsqueeze(2) * x_nc.unsqueeze(1)).view([12, 12]);
+    let expected_rc = (gram(&v_np) / 12.0).diagonal(0, 0, 1).view([3, 4]);
+    let part = |from: i64, tokens: i64| {
+        let mut factors = BlockFactors::new();
+        let (x, g) = (x_nc.narrow(0, from, tokens), g_nr.narrow(0, from, tokens));
+        factors.accumulate_diagonal("l", &x, &g).unwrap();
+        factors.add_tokens(tokens as u64);
+        factors
+    };
+    let mut factors = part(0, 5);
+    factors.merge(&part(5, 7)).unwrap();
+    assert!(max_difference(&factors.finish_diagonal("l").unwrap(), &expected_rc) < 1e-12);
+    factors.decay(0.5).unwrap();
+    assert!(max_difference(&factors.finish_diagonal("l").unwrap(), &expected_rc) < 1e-12);
+    let packed = factors.pack().unwrap();
+    assert_eq!(packed[0].0, "D:l");
+    let mut read = BlockFactors::unpack(6, packed, Device::Cpu).unwrap();
+    read.keep_inputs("l", &[0, 3]).unwrap();
+    let kept = expected_rc.index_select(1, &Tensor::from_slice(&[0_i64, 3]));
+    assert!(max_difference(&read.finish_diagonal("l").unwrap(), &kept) < 1e-6);
+    assert!(read.keep_inputs("l", &[2]).is_err());
+    assert!(matches!(read.accumulate_diagonal("l", &x_nc, &g_nr), Err(CurvatureError::Shape { .. })));
+    read.forget("l");
+    assert!(matches!(read.finish_diagonal("l"), Err(CurvatureError::Unknown { .. })));
+}
