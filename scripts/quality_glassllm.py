@@ -233,6 +233,43 @@ def causes_part(runs, figures):
     return page
 
 
+CURVATURES = {
+    "G ⊗ A of plain means": "",
+    "nearest product, 4 half-steps": "--half-steps 4",
+    "nearest sum of two, 4 half-steps each": "--kronecker-rank 2",
+    "no update: G ⊗ A of plain means": "--update none",
+    "no update: exact diagonal": "--curvature diagonal --update none",
+}
+
+
+def curvature_part(runs, figures):
+    sizes = [0.9, 0.8, 0.5]
+    page = ""
+    for structure in ("coupled", "element"):
+        # Costs of two terms are those of each unit alone, and single weights in one round.
+        alike = "--scoring independent" if structure == "coupled" else "--rounds 1"
+        rows = [
+            [name, *(cell(runs.measure(shot(structure, size, f"{options} {alike}")), True) for size in sizes)]
+            for name, options in CURVATURES.items()
+        ]
+        page += f"\n### {structure} (`{alike}`)\n\n" + table(["curvature", *(f"{size:.0%}" for size in sizes)], rows)
+    return page
+
+
+ROUNDS = [1, 2, 4, 8, 16]
+
+
+def rounds_part(runs, figures):
+    rows = []
+    for name, size in (("element", 0.8), ("element", 0.5), ("element", 0.3), ("2:4", 0.5), ("4:8", 0.5)):
+        row = [name, f"{size:.0%}"]
+        row += [cell(runs.measure(shot(f"--structure {name}", size, f"--rounds {rounds}")), True) for rounds in ROUNDS]
+        arguments = f"--target-size {size} --samples {SAMPLES} --structure {name} --shots 8 --rounds 1"
+        rows.append([*row, cell(runs.measure(arguments), True)])
+    head = ["structure", "size", *(f"{rounds} round{'s' * (rounds > 1)}" for rounds in ROUNDS), "8 shots of one round"]
+    return table(head, rows)
+
+
 # Shots to 50 %.
 SHOTS = [1, 2, 4, 8, 24, 40]
 MANY = 24  # from here on one seed
@@ -340,6 +377,17 @@ PARTS = {
         f"Held-out perplexity relative to dense after one shot of {SAMPLES} samples of 128 tokens, mean ± half the range over the seeds.",
     ),
     "causes": (causes_part, "Causes", f"Held-out perplexity relative to dense, one shot of {SAMPLES} samples, seed 0 unless it says otherwise."),
+    "rounds": (
+        rounds_part,
+        "Single weights in rounds",
+        f"One shot of {SAMPLES} samples, in which the weights to go are chosen in rounds, costs taken anew after each; and as many "
+        "shots with one round each. Held-out perplexity relative to dense, and seconds without those for measuring it.",
+    ),
+    "curvature": (
+        curvature_part,
+        "Curvature",
+        f"One shot of {SAMPLES} samples; held-out perplexity relative to dense, and seconds without those for measuring it.",
+    ),
     "shots": (
         shots_part,
         "Shots to 50 %",

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use types::{
-    Checkpoint, CorrectionReport, DataDescription, Evaluation, LayerCut, LayerReport, LayerState, ModelDescription,
-    ObjectRef, RunId, RunSpec, Sizes,
+    Checkpoint, CorrectionReport, DataDescription, Evaluation, LayerCut, LayerId, LayerReport, LayerState,
+    ModelDescription, ObjectRef, RunId, RunSpec, Sizes,
 };
 
 /// One committed step of a run.
@@ -56,6 +56,8 @@ pub enum Event {
     CutChosen(CutChosen),
     /// One block's new weights are in the store.
     BlockUpdated(BlockUpdated),
+    /// Single weights: a round that is not the shot's last. Its weights are in the store; costs are taken again from them.
+    RoundDone(RoundDone),
     /// The checkpoint's manifest is in the store: the shot exists.
     ShotCommitted {
         /// Which shot.
@@ -109,6 +111,7 @@ impl Event {
             Self::BlockRefined(b) => Some(b.shot),
             Self::CutChosen(c) => Some(c.shot),
             Self::BlockUpdated(b) => Some(b.shot),
+            Self::RoundDone(r) => Some(r.shot),
             Self::ShotCorrected(c) => Some(c.shot),
             Self::Materialised(m) => Some(m.shot),
             Self::Created { .. }
@@ -265,6 +268,19 @@ pub struct BlockUpdated {
     pub seconds: f64,
 }
 
+/// One of a shot's rounds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundDone {
+    /// Which shot.
+    pub shot: u32,
+    /// Which round, from 0.
+    pub round: u32,
+    /// Key of its manifest.
+    pub checkpoint: String,
+    /// Predicted rise of the loss by the round's removals, nats per token, of each layer.
+    pub predicted: Vec<(LayerId, f64)>,
+}
+
 /// What a correction brought.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShotCorrected {
@@ -349,6 +365,8 @@ pub struct ShotHistory {
     pub shards: BTreeMap<u32, ShardCalibrated>,
     /// Blocks weighed, by pass and block.
     pub weighed: BTreeMap<(u32, u32), BlockWeighed>,
+    /// Rounds done; what follows is of the one after them.
+    pub rounds: Vec<RoundDone>,
     /// Blocks scored.
     pub scored: BTreeMap<u32, BlockScored>,
     /// Blocks refined (single weights only).
@@ -415,6 +433,19 @@ impl History {
             Event::BlockUpdated(b) => {
                 self.shots.entry(b.shot).or_default().updated.insert(b.block, b);
             }
+            Event::RoundDone(round) => {
+                let known = self.shots.entry(round.shot).or_default();
+                // Told again, a round is not another one.
+                known.rounds.truncate(round.round as usize);
+                known.rounds.push(round);
+                *known = ShotHistory {
+                    scored: BTreeMap::new(),
+                    refined: BTreeMap::new(),
+                    cut: None,
+                    updated: BTreeMap::new(),
+                    ..std::mem::take(known)
+                };
+            }
             Event::ShotCommitted { shot, checkpoint, sizes, layers, predicted } => {
                 self.shots.entry(shot).or_default().committed =
                     Some(Committed { checkpoint, sizes, layers, predicted });
@@ -477,6 +508,12 @@ impl History {
         let Some(known) = self.shots.get(&shot) else { return String::new() };
         let corrected = known.corrected.as_ref().map(|c| c.checkpoint.clone());
         corrected.or_else(|| known.committed.as_ref().map(|c| c.checkpoint.clone())).unwrap_or_default()
+    }
+
+    /// Returns the key of what the cut of `shot` begins with: the manifest of its last round, or the checkpoint before it.
+    pub fn cut_from(&self, shot: u32) -> String {
+        let round = self.shots.get(&shot).and_then(|s| s.rounds.last()).map(|r| r.checkpoint.clone());
+        round.unwrap_or_else(|| self.checkpoint(shot - 1))
     }
 
     /// Returns the size after `shot`; the dense size for shot 0.

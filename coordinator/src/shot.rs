@@ -6,8 +6,8 @@
 use crate::error::RunError;
 use crate::run::Run;
 use crate::stages::{
-    allocate, calibrate, clean, commit, correct, evaluate, inherit, iterate, materialise, open, prepare, refine, score,
-    take_back, update,
+    allocate, calibrate, clean, commit, correct, evaluate, inherit, iterate, materialise, next_round, open, prepare,
+    refine, score, take_back, update,
 };
 
 /// Prunes a model: the dense baseline, the shots, the smaller model.
@@ -34,9 +34,15 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
         score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
     )?;
     loop {
-        refine(run, shot).await?; //              3  single weights only: the costs near the threshold, and …
-        allocate(run, shot).await?; //               … one cut over all layers
-        update(run, shot).await?; //              4  removal and correlated update of what remains
+        loop {
+            refine(run, shot).await?; //          3  single weights only: the costs near the threshold, and …
+            allocate(run, shot).await?; //           … one cut over all layers
+            update(run, shot).await?; //          4  removal and correlated update of what remains
+            if !next_round(run, shot).await? {
+                break; //                            single weights only: chosen in rounds, under the same curvature
+            }
+            score(run, shot).await?;
+        }
         commit(run, shot).await?; //              the checkpoint's manifest, written last
         correct(run, shot).await?; //             5  low-rank correction, if asked for
         evaluate(run, shot).await?; //            6  held-out loss

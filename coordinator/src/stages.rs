@@ -17,7 +17,7 @@ pub use calibrate::shard_plan;
 pub(crate) use calibrate::{calibrate, iterate};
 pub(crate) use commit::{clean, commit};
 pub(crate) use correct::correct;
-pub(crate) use elements::refine;
+pub(crate) use elements::{next_round, refine};
 pub(crate) use finish::{evaluate, materialise};
 pub(crate) use inherit::inherit;
 pub(crate) use prepare::{open, prepare};

@@ -108,8 +108,8 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         key => serde_json::from_slice(&store.get(key).await.unwrap()).unwrap(),
     };
     let masked = task.spec.as_ref().unwrap().structure() == v1::Structure::Element;
-    let keep = async |folder: &str, block: u32, json: Vec<u8>| {
-        let key = format!("runs/{}/shots/{:04}/{folder}/{block:04}", task.run, task.shot);
+    let keep = async |folder: &str, (round, block): (u32, u32), json: Vec<u8>| {
+        let key = format!("runs/{}/shots/{:04}/{folder}/{round:04}/{block:04}", task.run, task.shot);
         let blake3 = blake3::hash(&json).to_hex().to_string();
         let bytes = json.len() as u64;
         store.put(&key, Bytes::from(json)).await.unwrap();
@@ -129,19 +129,20 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         }),
         Work::Weigh(_) => TaskResult::Weigh(v1::WeighResult { compute_seconds: 0.1 }),
         Work::Score(w) if masked => {
-            let scores = Some(keep("scores", w.block, serde_json::to_vec(&histograms(w.block, None)).unwrap()).await);
+            let scores =
+                Some(keep("scores", (w.round, w.block), serde_json::to_vec(&histograms(w.block, None)).unwrap()).await);
             TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
         }
         Work::Score(w) => {
             let before = checkpoint(&w.checkpoint).await;
             let paths: Vec<RemovalPath> =
                 model().blocks[w.block as usize].groups.iter().map(|g| path(g, &before, w.block)).collect();
-            let scores = Some(keep("scores", w.block, serde_json::to_vec(&paths).unwrap()).await);
+            let scores = Some(keep("scores", (w.round, w.block), serde_json::to_vec(&paths).unwrap()).await);
             TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
         }
         Work::Refine(w) => {
             let histograms = histograms(w.block, Some(w.digit as u16));
-            let histograms = Some(keep("refined", w.block, serde_json::to_vec(&histograms).unwrap()).await);
+            let histograms = Some(keep("refined", (w.round, w.block), serde_json::to_vec(&histograms).unwrap()).await);
             TaskResult::Refine(v1::RefineResult { histograms, compute_seconds: 0.1 })
         }
         Work::Update(w) if masked => {
@@ -175,7 +176,7 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         }
         Work::Correct(w) => {
             let mut state = checkpoint(&w.checkpoint).await.layers.pop().unwrap();
-            let weights = keep("weights", task.shot, b"corrected".to_vec()).await;
+            let weights = keep("weights", (0, task.shot), b"corrected".to_vec()).await;
             state.weights = Some(weights.try_into().unwrap());
             TaskResult::Correct(v1::CorrectResult {
                 layers: vec![state.into()],
@@ -419,6 +420,19 @@ async fn the_passes_of_a_power_iteration_continue_from_any_prefix_too() {
     assert_eq!(of("block-weighed"), 2 * (passes * BLOCKS) as usize, "between the passes, each block once");
     whole.stop.cancel();
     continued_from_any_prefix(two).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rounds_of_a_shot_continue_from_any_prefix_too() {
+    let structure = types::Structure::Element;
+    let rounds = RunSpec { structure, shape: types::Shape::PerLayer, rounds: 3, shots: 2, ..spec() };
+    let report = continued_from_any_prefix(rounds.clone()).await;
+    // The costs here are the same whatever is gone, so the rounds together take what one threshold would.
+    let at_once = continued_from_any_prefix(RunSpec { rounds: 1, ..rounds }).await;
+    assert_eq!(report.after, at_once.after);
+    // A half for each of the two layers of each block, in every round.
+    let predicted = 0.5 * 2.0 * f64::from(BLOCKS) * 3.0;
+    assert!(report.shots.iter().all(|shot| (shot.predicted - predicted).abs() < 1e-9), "{:?}", report.shots);
 }
 
 /// Runs `spec`, then once more from every prefix of its journal; returns the report, which is always the same.

@@ -72,6 +72,8 @@ pub(crate) struct Block {
     pub(crate) checkpoint: Option<String>,
     /// Shards its factors come in.
     pub(crate) shards: u32,
+    /// The shot's round.
+    pub(crate) round: u32,
 }
 
 impl Job {
@@ -103,11 +105,11 @@ impl TryFrom<v1::Task> for Job {
                 }
                 Work::Weigh { block: Block::new(block, checkpoint, shards)?, pass }
             }
-            Wire::Score(v1::ScoreTask { block, checkpoint, shards }) => {
-                Work::Score(Block::new(block, checkpoint, shards)?)
+            Wire::Score(v1::ScoreTask { block, checkpoint, shards, round }) => {
+                Work::Score(Block { round, ..Block::new(block, checkpoint, shards)? })
             }
-            Wire::Refine(v1::RefineTask { block, checkpoint, shards, digit }) => Work::Refine {
-                block: Block::new(block, checkpoint, shards)?,
+            Wire::Refine(v1::RefineTask { block, checkpoint, shards, digit, round }) => Work::Refine {
+                block: Block { round, ..Block::new(block, checkpoint, shards)? },
                 digit: u16::try_from(digit).map_err(|_| TASK.bad("digit", "has more than 16 bits"))?,
             },
             Wire::Update(v1::UpdateTask { block, checkpoint, shards, scores, cuts }) => Work::Update {
@@ -139,7 +141,7 @@ impl Block {
         if shards == 0 || shards > MAX_SHARDS {
             return Err(TASK.bad("shards", format!("{shards} is outside 1 to {MAX_SHARDS}")));
         }
-        Ok(Self { number, checkpoint: present(checkpoint), shards })
+        Ok(Self { number, checkpoint: present(checkpoint), shards, round: 0 })
     }
 }
 

@@ -18,7 +18,8 @@ pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
             let of = |b: &crate::event::BlockUpdated| {
                 b.layers.iter().position(|l| l.layer == *layer).and_then(|i| b.predicted.get(i).copied())
             };
-            known.updated.values().find_map(of).unwrap_or(0.0)
+            let earlier = known.rounds.iter().flat_map(|r| &r.predicted).filter(|(of, _)| of == layer);
+            known.updated.values().find_map(of).unwrap_or(0.0) + earlier.map(|(_, predicted)| predicted).sum::<f64>()
         };
         let model = prepared(run)?.model;
         let weights = |layer: &types::LayerId| {
@@ -80,7 +81,7 @@ pub(crate) async fn clean(run: &Run, shot: u32) -> Result<(), RunError> {
         .flat_map(|n| run.history(|h| h.checkpoint_after(n)).layers)
         .filter_map(|l| l.weights.map(|w| w.key))
         .collect();
-    for old in 1..shot {
+    for old in 1..=shot {
         for key in run.store().list(&keys::all_weights(run.id(), old)).await? {
             if !used.contains(&key) {
                 run.store().delete(&key).await?;

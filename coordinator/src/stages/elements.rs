@@ -1,14 +1,17 @@
-//! Stage 3 for single weights: costs stay with their surgeons; two rounds of histograms give one exact threshold.
+//! Stage 3 for single weights: costs stay with their surgeons; two rounds of histograms give one exact threshold. A shot may
+//! choose them in several rounds.
 
-use super::score::each_block;
-use super::{bad_message, check_damping, invalid, load_json, prepared, wrong_result};
+use super::score::{each_block, rounds_done};
+use super::{bad_message, check_damping, invalid, load_json, prepared, put_manifest, wrong_result};
 use crate::error::RunError;
-use crate::event::{BlockRefined, CutChosen, Event};
+use crate::event::{BlockRefined, BlockUpdated, CutChosen, Event, History, RoundDone};
 use crate::run::Run;
+use planning::schedule;
 use planning::threshold::radix::{self, Bin, Histogram};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
+use service::keys;
 use types::{CostHistogram, ElementCut, LayerCut, LayerReport, ObjectRef};
 
 /// Has the costs near the threshold counted more closely: the second round of the radix select. Nothing for units.
@@ -18,15 +21,14 @@ pub(crate) async fn refine(run: &Run, shot: u32) -> Result<(), RunError> {
         return Ok(());
     }
     let first = load(run, known.scored.values().map(|b| &b.scores)).await?;
-    let (bin, _) = first_digit(run, shot, known.limit, &first)?;
-    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let (bin, _) = first_digit(run, shot, limit(run, shot)?, &first)?;
+    let checkpoint = run.history(|h| h.cut_from(shot));
     let shards = u32::try_from(super::calibrate::shards(run)?.len()).unwrap_or(u32::MAX);
     let blocks: Vec<u32> = known.scored.keys().rev().copied().filter(|b| !known.refined.contains_key(b)).collect();
-    let digit = u32::from(bin.digit);
-    let works = blocks
-        .iter()
-        .map(|block| Work::Refine(v1::RefineTask { block: *block, checkpoint: checkpoint.clone(), shards, digit }));
-    each_block(run, (shot, 0), v1::Stage::Allocate, &blocks, works.collect(), |block, result, _| {
+    let (digit, round) = (u32::from(bin.digit), rounds_done(run, shot));
+    let work = |block: &u32| v1::RefineTask { block: *block, checkpoint: checkpoint.clone(), shards, digit, round };
+    let works = blocks.iter().map(|block| Work::Refine(work(block)));
+    each_block(run, (shot, round), v1::Stage::Allocate, &blocks, works.collect(), |block, result, _| {
         let TaskResult::Refine(r) = result else { return Err(wrong_result("refine")) };
         let bad = bad_message("result of refine");
         let histograms = proto::convert::required("histograms", r.histograms).map_err(&bad)?;
@@ -44,7 +46,7 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
     if !first.iter().map(|h| &h.layer).eq(second.iter().map(|h| &h.layer)) {
         return Err(invalid("histograms", "the second round is of other layers than the first"));
     }
-    let (bin, items) = first_digit(run, shot, known.limit, &first)?;
+    let (bin, items) = first_digit(run, shot, limit(run, shot)?, &first)?;
     let cut = |source| RunError::Cut { shot, source };
     let threshold = radix::second_round(bin, &merged(shot, &second)?, items).map_err(cut)?;
     let low = (threshold.bits & 0xFFFF) as u16;
@@ -67,21 +69,53 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
     });
     let layers: Vec<LayerReport> = layers.collect();
     let (damped_layers, largest_damping) = check_damping(run, layers.iter().map(|l| l.damping))?;
-    let before = run.history(|h| h.sizes(shot - 1)).ok_or_else(|| invalid("journal", "the last shot has no size"))?;
     Ok(CutChosen {
         shot,
         cuts,
         threshold: Some(f64::from(threshold.cost()) / weights_an_item(run) as f64),
         predicted: None,
         predicted_other_shape: None,
-        freed_prunable: before.prunable.saturating_sub(known.limit),
+        freed_prunable: before(run, shot)?.saturating_sub(limit(run, shot)?),
         damped_layers,
         largest_damping,
         layers,
     })
 }
 
-/// Returns where the last item to go lies, and how many go: all that the dense model has more than the shot's limit. Items
+/// Ends a round that is not the shot's last: what its cut has left is what the next one takes costs of, under the same
+/// curvature. Returns whether there is a next one.
+///
+/// Each round solves from the weights that the one before has left. As they were the nearest ones (by F) without what was
+/// removed by then, that is the solution from the shot's own weights, too.
+pub(crate) async fn next_round(run: &Run, shot: u32) -> Result<bool, RunError> {
+    let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
+    let round = known.rounds.len() as u32;
+    if known.committed.is_some() || round + 1 >= run.spec().rounds {
+        return Ok(false);
+    }
+    let checkpoint = keys::round(run.id(), shot, round);
+    put_manifest(run, &checkpoint, &run.history(|h| h.checkpoint_after(shot))).await?;
+    let of_block = |b: &BlockUpdated| {
+        b.layers.iter().map(|l| l.layer.clone()).zip(b.predicted.iter().copied()).collect::<Vec<_>>()
+    };
+    let predicted = known.updated.values().flat_map(of_block).collect();
+    run.record(Event::RoundDone(RoundDone { shot, round, checkpoint, predicted })).await?;
+    Ok(true)
+}
+
+/// Returns how many prunable weights there were before the shot.
+fn before(run: &Run, shot: u32) -> Result<u64, RunError> {
+    let sizes = run.history(|h| h.sizes(shot - 1));
+    Ok(sizes.ok_or_else(|| invalid("journal", "the last shot has no size"))?.prunable)
+}
+
+/// Returns how many prunable weights the present round may leave.
+fn limit(run: &Run, shot: u32) -> Result<u64, RunError> {
+    let limit = run.history(|h| h.shots.get(&shot).map_or(History::UNDECIDED, |s| s.limit));
+    Ok(schedule::round_limit(before(run, shot)?, limit, rounds_done(run, shot), run.spec().rounds))
+}
+
+/// Returns where the last item to go lies, and how many go: all that the dense model has more than the limit. Items
 /// that went earlier are counted as well, with cost 0.
 fn first_digit(run: &Run, shot: u32, limit: u64, first: &[CostHistogram]) -> Result<(Bin, u64), RunError> {
     let all = merged(shot, first)?;

@@ -31,7 +31,7 @@ pub(crate) async fn inherit(run: &Run) -> Result<(), RunError> {
     let target = run.spec().target;
     let size_after = |of: u32| kept.sizes(of).map_or(limit, |sizes| sizes.measured_by(&target));
     let limit_of = |of: u32| if of < shot { size_after(of) } else { limit };
-    let events = events.into_iter().filter_map(|event| part(event, shot, limit_of)).collect();
+    let events = events.into_iter().filter_map(|event| part(event, (shot, run.spec().rounds > 1), limit_of)).collect();
     run.record(Event::Inherited { from, events }).await
 }
 
@@ -79,10 +79,11 @@ async fn copy_factors(run: &Run, from: &RunId, shot: u32) -> Result<(), RunError
 
 /// Returns what a run that goes as far as the paths of `shot` has of an event of the run it begins with; `limit` gives the
 /// shots' limits.
-fn part(event: Event, shot: u32, limit: impl Fn(u32) -> u64) -> Option<Event> {
+fn part(event: Event, (shot, in_rounds): (u32, bool), limit: impl Fn(u32) -> u64) -> Option<Event> {
     match &event {
         Event::ShotOpened { shot: of, .. } if *of <= shot => Some(Event::ShotOpened { shot: *of, limit: limit(*of) }),
-        // Of the shot that is cut elsewhere only what leads to its paths is the same.
+        // Of the shot that is cut elsewhere only what leads to its paths is the same; costs taken in rounds were replaced.
+        Event::BlockScored(BlockScored { shot: of, .. }) if *of == shot && in_rounds => None,
         Event::ShardCalibrated(ShardCalibrated { shot: of, .. })
         | Event::BlockWeighed(BlockWeighed { shot: of, .. })
         | Event::BlockScored(BlockScored { shot: of, .. }) => (*of <= shot).then_some(event),

@@ -31,18 +31,25 @@ pub(super) async fn weigh(run: &Run, shot: u32, pass: u32) -> Result<(), RunErro
 /// Has every block's removal paths computed, the last block first: its factors come first.
 pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
     let scored = run.history(|h| h.shots.get(&shot).map(|s| s.scored.clone()).unwrap_or_default());
-    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let checkpoint = run.history(|h| h.cut_from(shot));
     let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
     let blocks = blocks_without(run, |b| scored.contains_key(&b))?;
-    let works =
-        blocks.iter().map(|block| Work::Score(v1::ScoreTask { block: *block, checkpoint: checkpoint.clone(), shards }));
-    let last = run.spec().passes();
-    each_block(run, (shot, last), v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
-        let TaskResult::Score(r) = result else { return Err(wrong_result("score")) };
-        let bad = bad_message("result of score");
-        let scores = proto::convert::required("scores", r.scores).map_err(&bad)?.try_into().map_err(&bad)?;
-        Ok(Event::BlockScored(BlockScored { shot, block, scores, seconds: r.compute_seconds }))
-    })
+    let round = rounds_done(run, shot);
+    let work = |block: &u32| v1::ScoreTask { block: *block, checkpoint: checkpoint.clone(), shards, round };
+    let works = blocks.iter().map(|block| Work::Score(work(block)));
+    each_block(
+        run,
+        (shot, run.spec().passes() + round),
+        v1::Stage::Score,
+        &blocks,
+        works.collect(),
+        |block, result, _| {
+            let TaskResult::Score(r) = result else { return Err(wrong_result("score")) };
+            let bad = bad_message("result of score");
+            let scores = proto::convert::required("scores", r.scores).map_err(&bad)?.try_into().map_err(&bad)?;
+            Ok(Event::BlockScored(BlockScored { shot, block, scores, seconds: r.compute_seconds }))
+        },
+    )
     .await
 }
 
@@ -51,7 +58,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     let cut = known.cut.ok_or_else(|| invalid("journal", "an update ran before the cut was chosen"))?;
     let model = prepared(run)?.model;
-    let checkpoint = run.history(|h| h.checkpoint(shot - 1));
+    let checkpoint = run.history(|h| h.cut_from(shot));
     let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
     let blocks = blocks_without(run, |b| known.updated.contains_key(&b))?;
     let mut works = Vec::with_capacity(blocks.len());
@@ -69,7 +76,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
             cuts: of_block.cloned().map(Into::into).collect(),
         }));
     }
-    each_block(run, (shot, 0), v1::Stage::Update, &blocks, works, |block, result, _| {
+    each_block(run, (shot, rounds_done(run, shot)), v1::Stage::Update, &blocks, works, |block, result, _| {
         let TaskResult::Update(r) = result else { return Err(wrong_result("update")) };
         let bad = bad_message("result of update");
         let layers: Vec<types::LayerState> =
@@ -92,10 +99,16 @@ fn blocks_without(run: &Run, done: impl Fn(u32) -> bool) -> Result<Vec<u32>, Run
     Ok(prepared(run)?.model.blocks.iter().rev().map(|b| b.block).filter(|b| !done(*b)).collect())
 }
 
-/// Gives out one task a block and counts them as they finish; `pass`: how often that was done before in this stage.
+/// Returns how many of the shot's rounds are done.
+pub(super) fn rounds_done(run: &Run, shot: u32) -> u32 {
+    run.history(|h| h.shots.get(&shot).map_or(0, |s| s.rounds.len() as u32))
+}
+
+/// Gives out one task a block and counts them as they finish; `times_before`: how often that was done before in this
+/// stage.
 pub(super) async fn each_block(
     run: &Run,
-    (shot, pass): (u32, u32),
+    (shot, times_before): (u32, u32),
     stage: v1::Stage,
     blocks: &[u32],
     works: Vec<Work>,
@@ -103,8 +116,8 @@ pub(super) async fn each_block(
 ) -> Result<(), RunError> {
     let all = prepared(run)?.model.blocks.len() as u64;
     let passes = if stage == v1::Stage::Score { run.spec().passes() } else { 0 };
-    let total = all * u64::from(passes + 1);
-    let done = AtomicU64::new(all * u64::from(pass + 1) - blocks.len() as u64);
+    let total = all * u64::from(passes + run.spec().rounds);
+    let done = AtomicU64::new(all * u64::from(times_before + 1) - blocks.len() as u64);
     run.set_stage(shot, stage, done.load(Ordering::Relaxed), total);
     let submitted = run.submit(shot, v1::WorkerRole::Surgeon, works);
     let to_event = &to_event;

@@ -35,6 +35,11 @@ fn so_does_one_of_several_passes() {
     killed_after_every_record(&two_terms);
 }
 
+#[test]
+fn and_one_of_several_rounds() {
+    killed_after_every_record(&["--structure", "element", "--rounds", "3", "--shots", "1"]);
+}
+
 fn killed_after_every_record(options: &[&str]) {
     let prune = |output: &Path| {
         let mut prune = e2e::prune_to(output);

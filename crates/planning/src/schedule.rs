@@ -119,6 +119,15 @@ fn geometric(dense: u64, target: u64, shot: u32, shots: u32) -> u64 {
     (dense as f64 * ratio.powf(f64::from(shot) / f64::from(shots))).round() as u64
 }
 
+/// Returns the largest size after one of a shot's rounds (from 0), each of which removes the same amount.
+///
+/// The last one's is `limit`.
+pub fn round_limit(before: u64, limit: u64, round: u32, rounds: u32) -> u64 {
+    let all = u128::from(before.saturating_sub(limit));
+    let done = u128::from(round + 1).min(u128::from(rounds.max(1)));
+    before - (all * done / u128::from(rounds.max(1))) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +178,15 @@ mod tests {
             let (least, whole) = (cut(1).unwrap(), cut(goal).unwrap());
             prop_assert!(step.predicted <= bound || step == least || goal == 1);
             prop_assert!(step == whole || cut(step.freed + 1).unwrap().predicted > bound);
+        }
+        #[test]
+        fn rounds_fall_evenly_to_the_limit(limit in 0_u64..1 << 50, more in 0_u64..1 << 50, rounds in 1_u32..64) {
+            let before = limit + more;
+            let after: Vec<u64> = (0..rounds).map(|round| round_limit(before, limit, round, rounds)).collect();
+            prop_assert_eq!(*after.last().unwrap(), limit);
+            let steps: Vec<u64> = [before].iter().chain(&after).zip(&after).map(|(from, to)| from - to).collect();
+            prop_assert!(steps.iter().max().unwrap() - steps.iter().min().unwrap() <= 1, "{:?}", steps);
+            prop_assert_eq!(round_limit(before, before + 1, 0, rounds), before);
         }
         #[test]
         fn every_size_on_the_way_is_met(

@@ -4,11 +4,12 @@
 //! runs/{run}/journal/{sequence}                              a journal record
 //! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard
 //! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration
-//! runs/{run}/shots/{shot}/scores/{block}                     the removal paths of a block's layers, or histograms of costs
-//! runs/{run}/shots/{shot}/refined/{block}                    histograms of the costs near the threshold
+//! runs/{run}/shots/{shot}/scores/{round}/{block}             the removal paths of a block's layers, or histograms of costs
+//! runs/{run}/shots/{shot}/refined/{round}/{block}            histograms of the costs near the threshold
 //! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
 //! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
 //! runs/{run}/shots/{shot}/removal_order.jsonl                units in the order of their cost, if paths are kept
+//! runs/{run}/shots/{shot}/rounds/{round}                     the manifest after a round that is not the shot's last
 //! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
 //! runs/{run}/shots/{shot}/corrected                          its manifest after a correction
 //! ```
@@ -51,13 +52,13 @@ pub fn weighers(run: &RunId, number: u32, pass: u32, block: u32) -> String {
 }
 
 /// Returns the key of one block's removal paths, or of its histograms of costs.
-pub fn scores(run: &RunId, number: u32, block: u32) -> String {
-    format!("{}/scores/{block:04}", shot(run, number))
+pub fn scores(run: &RunId, number: u32, round: u32, block: u32) -> String {
+    format!("{}/scores/{round:04}/{block:04}", shot(run, number))
 }
 
 /// Returns the key of one block's histograms of the costs near the threshold.
-pub fn refined(run: &RunId, number: u32, block: u32) -> String {
-    format!("{}/refined/{block:04}", shot(run, number))
+pub fn refined(run: &RunId, number: u32, round: u32, block: u32) -> String {
+    format!("{}/refined/{round:04}/{block:04}", shot(run, number))
 }
 
 /// Returns the folder of a shot's running factors.
@@ -83,6 +84,11 @@ pub fn weights(run: &RunId, number: u32, blake3: &str) -> String {
 /// Returns the key of a shot's manifest after its correction; `attempt` counts how often the shot was taken back.
 pub fn corrected(run: &RunId, number: u32, attempt: u32) -> String {
     format!("{}/corrected{}", shot(run, number), again(attempt))
+}
+
+/// Returns the key of the manifest after one of a shot's rounds.
+pub fn round(run: &RunId, number: u32, round: u32) -> String {
+    format!("{}/rounds/{round:04}", shot(run, number))
 }
 
 /// Returns what tells a manifest from the one of an earlier attempt: workers know weights by their manifest's key.

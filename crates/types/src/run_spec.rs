@@ -51,6 +51,9 @@ pub struct RunSpec {
     pub fisher_samples: u32,
     /// Rounds of curvature, costs, cut and update; at most, under [`Schedule::Adaptive`].
     pub shots: u32,
+    /// Rounds of a shot in which single weights are chosen: after each the rest is updated and costs are taken again, under
+    /// the same curvature. 1 for units, whose costs follow each removal anyway.
+    pub rounds: u32,
     /// How the size goes down over them.
     pub schedule: Schedule,
     /// Largest predicted rise of the loss by a shot under [`Schedule::Adaptive`], nats per token.
@@ -137,6 +140,7 @@ impl RunSpec {
             fisher: Fisher::Empirical,
             fisher_samples: 1,
             shots: 4,
+            rounds: 1,
             schedule: Schedule::Linear,
             max_rise: 0.05,
             shot_data: ShotData::New,
@@ -239,6 +243,7 @@ impl RunSpec {
         let rise = self.max_rise;
         faults.unless(rise > 0.0 && rise <= 100.0, "max_rise", format!("{rise} is outside (0, 100]"));
         faults.within("fisher_samples", self.fisher_samples.into(), 1, 1000);
+        faults.within("rounds", self.rounds.into(), 1, 64);
         faults.within("kronecker_rank", self.kronecker_rank.into(), 1, 2);
         faults.within("half_steps", self.half_steps.into(), 0, 16);
         faults.within("correct_rank", self.correct_rank.into(), 0, 4096);
@@ -281,6 +286,10 @@ impl RunSpec {
         let fits = self.curvature != Curvature::Diagonal || update == Update::None;
         faults.unless(fits, "update", "a diagonal curvature knows no correlations to update by; take none");
         self.check_kronecker_sum(faults);
+        let problem = format!("only single weights are chosen in rounds, not {structure}; take 1");
+        faults.unless(self.rounds == 1 || structure.is_masked(), "rounds", problem);
+        let problem = "costs change from round to round by the updates between them; take 1 for update none";
+        faults.unless(self.rounds == 1 || update != Update::None, "rounds", problem);
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
         let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
         faults.unless(known, "update", problem);
@@ -372,6 +381,8 @@ mod tests {
             (RunSpec { decay: 0.5, ..one.clone() }, "half_steps"),
             (RunSpec { curvature: Curvature::Activations, ..one }, "half_steps"),
             (RunSpec { curvature: Curvature::Diagonal, ..good() }, "update"),
+            (RunSpec { rounds: 2, ..good() }, "rounds"),
+            (RunSpec { rounds: 2, structure: Structure::Element, update: Update::None, ..good() }, "rounds"),
         ] {
             let faults = spec.validated().unwrap_err().violations;
             assert!(faults.iter().any(|v| v.field == field), "{faults:?}");

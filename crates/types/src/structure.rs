@@ -206,7 +206,12 @@ choices! {
 impl DampingScale {
     /// Returns λ for A and G when none is asked for.
     pub fn usual(self, structure: Structure) -> (f64, f64) {
-        let g = if structure.is_masked() { 0.1 } else { 0.01 };
+        // Single weights use both inverses, rows that of G: its small eigenvalues are noise. Units use that of A alone.
+        let g = match (structure, self) {
+            (Structure::Element | Structure::NofM, _) => 0.1,
+            (Structure::RowColumn, Self::Diagonal) => 0.3,
+            (Structure::RowColumn, Self::Mean) | (Structure::Coupled, _) => 0.01,
+        };
         match self {
             Self::Diagonal => (0.1, g),
             Self::Mean => (0.01, g),

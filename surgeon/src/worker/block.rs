@@ -52,7 +52,7 @@ impl Handler {
                 }
             })
             .await?;
-        let scores = self.keep(keys::scores(&shot.0, shot.1, block.number), json).await?;
+        let scores = self.keep(keys::scores(&shot.0, shot.1, block.round, block.number), json).await?;
         let compute_seconds = start.elapsed().as_secs_f64();
         tracing::info!(bytes = scores.bytes, compute_seconds, "block scored");
         Ok(v1::ScoreResult { scores: Some(scores.into()), compute_seconds })
@@ -75,7 +75,7 @@ impl Handler {
                 json(&bench.histograms(&job, Digit::Second(digit), cancelled)?)
             })
             .await?;
-        let histograms = self.keep(keys::refined(&shot.0, shot.1, block.number), json).await?;
+        let histograms = self.keep(keys::refined(&shot.0, shot.1, block.round, block.number), json).await?;
         Ok(v1::RefineResult { histograms: Some(histograms.into()), compute_seconds: start.elapsed().as_secs_f64() })
     }
 

@@ -37,6 +37,8 @@ Examples:
     llm-surgeon prune MODEL --data text/ --target-size 0.8 \\
       --curvature identity --update none --out baseline";
 
+/// Rounds in which single weights are chosen.
+const USUAL_ROUNDS: u32 = 4;
 /// Half-steps of each term of a sum of two.
 const USUAL_HALF_STEPS: u32 = 4;
 
@@ -149,7 +151,7 @@ pub(crate) struct PruneArgs {
     /// Label draws for each calibration token under --fisher sampled: each costs a sweep
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "How it is decided")]
     pub(crate) fisher_samples: u32,
-    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; 0.01,0.01 with --damping-scale mean; the second 0.1 for element and n:m]
+    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; 0.01,0.01 with --damping-scale mean; the second 0.1 for element and n:m, 0.3 for row-column]
     ///
     /// Where a factor is still not positive definite, it is raised tenfold, step by step; the summary says where.
     #[arg(long, value_name = "LAMBDA[,LAMBDA]", help_heading = "How it is decided")]
@@ -164,6 +166,12 @@ pub(crate) struct PruneArgs {
     /// Rounds of curvature, cut and update: more are better and slower
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Shots")]
     pub(crate) shots: u32,
+    /// Rounds of a shot in which single weights (element and n:m) are chosen [default: 4 with --update correlated, otherwise 1]
+    ///
+    /// After each round the remaining weights are updated and all costs are taken again, under the same curvature: most of
+    /// what as many shots would bring, without their sweeps.
+    #[arg(long, value_name = "N", help_heading = "Shots")]
+    pub(crate) rounds: Option<u32>,
     /// How the size goes down over the shots
     #[arg(long, value_parser = parser::<Schedule>(choice::SCHEDULE), default_value = "linear", help_heading = "Shots")]
     pub(crate) schedule: Schedule,
@@ -259,6 +267,12 @@ impl PruneArgs {
         self.half_steps.unwrap_or(if self.kronecker_rank > 1 { USUAL_HALF_STEPS } else { 0 })
     }
 
+    /// Returns the rounds of a shot: what was asked for, or the usual number.
+    pub(crate) fn rounds(&self) -> u32 {
+        let chosen_anew = self.structure.structure.is_masked() && self.update == Update::Correlated;
+        self.rounds.unwrap_or(if chosen_anew { USUAL_ROUNDS } else { 1 })
+    }
+
     /// Returns the state folder: what was asked for, or one beside the output.
     pub(crate) fn state(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| {
@@ -295,6 +309,8 @@ mod tests {
         assert_eq!(parse(&[]).damping(), DampingPair { a: 0.1, g: 0.01 });
         assert_eq!(parse(&["--damping-scale", "mean"]).damping(), DampingPair { a: 0.01, g: 0.01 });
         assert_eq!(parse(&["--structure", "element"]).damping(), DampingPair { a: 0.1, g: 0.1 });
+        assert_eq!(parse(&["--structure", "row-column"]).damping(), DampingPair { a: 0.1, g: 0.3 });
+        assert_eq!(parse(&["--structure", "row-column", "--damping-scale", "mean"]).damping().g, 0.01);
         assert_eq!(parse(&["--damping", "0.2"]).damping(), DampingPair { a: 0.2, g: 0.2 });
         assert_eq!("0.01".parse(), Ok(DampingPair { a: 0.01, g: 0.01 }));
         assert_eq!("0.01, 0.1".parse(), Ok(DampingPair { a: 0.01, g: 0.1 }));

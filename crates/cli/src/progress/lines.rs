@@ -55,8 +55,9 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
              as deep"
         )),
         Event::CutChosen(cut) => Some(format!(
-            "shot {}/{shots}: cut chosen{}{}",
+            "shot {}/{shots}: cut chosen{}{}{}",
             cut.shot,
+            round(cut.shot, history),
             cut.predicted.map_or(String::new(), |p| format!(", predicted rise of the loss {p:.4} nats per token")),
             match cut.damped_layers {
                 0 => String::new(),
@@ -93,6 +94,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         | Event::TakenOver { .. }
         | Event::ShotOpened { .. }
         | Event::BlockWeighed(_)
+        | Event::RoundDone(_)
         | Event::BlockScored(_)
         | Event::BlockRefined(_)
         | Event::BlockUpdated(_)
@@ -100,4 +102,11 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         | Event::Failed { .. }
         | Event::Cancelled => None,
     }
+}
+
+/// Returns which round of its shot a cut is of, if there are several.
+fn round(shot: u32, history: &History) -> String {
+    let rounds = history.spec.as_ref().map_or(1, |spec| spec.rounds);
+    let done = history.shots.get(&shot).map_or(0, |s| s.rounds.len());
+    if rounds > 1 { format!(" in round {} of {rounds}", done + 1) } else { String::new() }
 }

@@ -36,6 +36,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         fisher: args.fisher,
         fisher_samples: args.fisher_samples,
         shots: args.shots,
+        rounds: args.rounds(),
         schedule: args.schedule,
         max_rise: args.max_rise,
         shot_data: args.shot_data,

@@ -61,6 +61,7 @@ impl Timeline {
             | Event::TakenOver { .. }
             | Event::Inherited { .. }
             | Event::ShotOpened { .. }
+            | Event::RoundDone(_)
             | Event::ShotCommitted { .. }
             | Event::ShotTakenBack { .. }
             | Event::Succeeded
