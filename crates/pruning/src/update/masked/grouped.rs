@@ -95,15 +95,20 @@ impl Layer<'_> {
         let same = |line: &Tensor| -> Result<Tensor, PruningError> {
             Ok(line.f_unsqueeze(1)?.f_eq_tensor(line)?.f_to_kind(self.p.w_rc.kind())?)
         };
-        let (first, count) = (group.rows.start, group.rows.end - group.rows.start);
-        let mut by_rows = match &self.gi_rr {
-            Some(gi) => block(&gi.f_narrow(0, first, count)?.f_narrow(1, first, count)?, &rows, &rows)?,
-            None => same(&rows)?,
-        };
-        let by_columns = match &self.ai_cc {
+        let mut by_columns = match &self.ai_cc {
             Some(ai) => block(ai, &columns, &columns)?,
             None => same(&columns)?,
         };
-        Ok(by_rows.f_mul_(&by_columns)?)
+        let (first, count) = (group.rows.start, group.rows.end - group.rows.start);
+        Ok(match &self.gi_rr {
+            // One row, as most groups of large layers: one number, for which a matrix of it would cost as much as the rest.
+            Some(gi) if count == 1 => by_columns.f_mul_(&gi.f_narrow(0, first, 1)?.f_narrow(1, first, 1)?)?,
+            None if count == 1 => by_columns,
+            Some(gi) => {
+                let gi = gi.f_narrow(0, first, count)?.f_narrow(1, first, count)?;
+                by_columns.f_mul_(&block(&gi, &rows, &rows)?)?
+            }
+            None => by_columns.f_mul_(&same(&rows)?)?,
+        })
     }
 }
