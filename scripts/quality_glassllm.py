@@ -272,7 +272,7 @@ def rounds_part(runs, figures):
 
 # Shots to 50 %.
 SHOTS = [1, 2, 4, 8, 24, 40]
-MANY = 24  # from here on one seed
+MANY = 4  # from here on one seed
 SCHEDULED = ["coupled", "row-column"]
 SCHEDULES = {
     "sequential": "",
@@ -410,30 +410,44 @@ def main():
     parser.add_argument("--parts", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
     parser.add_argument("--done", action="store_true", help="only what was done before: starts no run")
     options = parser.parse_args()
-    runs, figures, pages = Runs(options), {}, []
-    for part in options.parts.split(","):
-        make, title, says = PARTS[part]
-        pages.append(f"## {title}\n\n{says}\n\n" + make(runs, figures.setdefault(part, {})))
-        print(pages[-1], flush=True)
-    if runs.missing:
-        print(f"{runs.missing} runs are not done yet", file=sys.stderr)
-    if runs.missing:
-        return
+    runs = Runs(options)
     page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality-glassllm.md"
+    file = page.with_suffix(".json")
+    figures = json.loads(file.read_text()) if file.exists() else {}
     text = ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(runs.text["files"].items()) if ".ids." in name)
-    whole = options.parts == ",".join(PARTS)
-    picture = "![Perplexity by size and method, by seconds, and predicted against measured rise](quality-glassllm.svg)\n\n" * whole
-    page.write_text(
+    for part in options.parts.split(","):
+        make, _, _ = PARTS[part]
+        runs.missing, runs.seconds, found = 0, 0.0, {}
+        said = make(runs, found)
+        print(said, flush=True)
+        if runs.missing:
+            print(f"{part}: {runs.missing} runs are not done yet, left as it was", file=sys.stderr)
+            continue
+        of = {"program": runs.program, "minutes": runs.seconds / 60, "text": text, "page": said}
+        figures = figures | {part: found, "sections": figures.get("sections", {}) | {part: of}}
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+    page.write_text(whole_page(runs, figures.get("sections", {})))
+
+
+def whole_page(runs, sections):
+    """Returns the page of all parts that were ever measured, each with the program that did it."""
+    picture = "![Perplexity by size and method, by seconds, and predicted against measured rise](quality-glassllm.svg)\n\n"
+    head = (
         "# Quality on glassllm-en\n\n"
         "Methods, schedules and predictions compared on a small trained model (4 blocks, 0.85 M parameters) and text sampled from "
         "it, so that it is at a minimum of its loss. What the figures say: [notes](quality-glassllm-notes.md).\n\n"
-        + picture
+        + picture * ({"methods", "shots", "prediction"} <= sections.keys())
         + f"Made by `make quality-quick`: `llm-surgeon prune {COMMON} --eval-samples {SEGMENTS}` and what each table names, seeds "
-        f"{', '.join(map(str, SEEDS))}, f32; program {runs.program}, weights {runs.text['made_by']['weights'][:12]}, {text} "
-        f"(SHA-256). The program's runs took {runs.seconds / 60:.0f} minutes together, on one thread of a machine that was not quiet.\n\n"
-        + "\n".join(pages)
+        f"{', '.join(map(str, SEEDS))}, f32; weights {runs.text['made_by']['weights'][:12]} (SHA-256). Each part names the program "
+        "that measured it, the text, and (where it was written down) the minutes that its runs took together, on one thread of a "
+        "machine that was not quiet.\n"
     )
-    page.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    for part, (_, title, says) in PARTS.items():
+        if of := sections.get(part):
+            minutes = f", {of['minutes']:.0f} minutes" if of["minutes"] else ""
+            made = f"`QUICK_ARGS=\"--parts {part}\"`, program {of['program']}, {of['text']}{minutes}."
+            head += f"\n## {title}\n\n{says} {made}\n\n{of['page']}"
+    return head
 
 
 if __name__ == "__main__":

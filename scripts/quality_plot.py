@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Draws docs/quality.svg from docs/quality.json: perplexity by size and method, and predicted against measured rises."""
 
+import itertools
 import json
 import pathlib
+import statistics
 
 import matplotlib
 
@@ -19,10 +21,14 @@ def main():
     figures = json.loads((docs / "quality.json").read_text())
     figure, (sizes, rises) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     names = list(dict.fromkeys(row["name"] for row in figures["rows"]))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors))
+    colours = dict(zip(names, itertools.cycle(plt.get_cmap("tab20").colors)))
     for name in names:
         rows = [row for row in figures["rows"] if row["name"] == name]
-        points = sorted((point["size"], point["ratio"]) for row in rows for point in row["sizes"])
+        # The same place in each seed's list is the same target.
+        points = [
+            [statistics.mean(point[of] for point in seeds) for of in ("size", "ratio")]
+            for seeds in zip(*(row["sizes"] for row in rows))
+        ]
         shown = [point for point in points if point[1] < HIGHEST]
         if shown:
             sizes.plot(*zip(*shown), marker="o", color=colours[name], label=name)

@@ -38,18 +38,18 @@ class Row:
 PER_LAYER = "--shape per-layer --shots 1"
 CORRECTION = "--correct-rank 8"
 FOUR = "--shape per-layer --shots 4 --decay 1"
+THREE = [0.9, 0.8, 0.7]
 ROWS = [
     Row("LLM Surgeon (correlated), per-layer", PER_LAYER, seeds=3),
-    Row("LLM Surgeon, uniform", "--shape uniform --shots 1", seeds=3),
-    Row("4 shots, corrected", f"{FOUR} {CORRECTION}", [0.9, 0.8, 0.7], one_by_one=False),
-    Row("independent, per-layer", f"{PER_LAYER} --scoring independent --update independent"),
-    Row("K-OBD (no update), per-layer", f"{PER_LAYER} --update none"),
-    Row("L-OBD (no G, no update), per-layer", f"{PER_LAYER} --curvature activations --update none"),
-    Row("magnitude, per-layer", f"{PER_LAYER} --curvature identity --update none"),
-    Row("4 shots, running curvature", FOUR, [0.9, 0.8, 0.7], one_by_one=False),
-    Row("one shot, corrected", f"{PER_LAYER} {CORRECTION}", [0.7]),
-    Row("row-column, λ of G 0.3", "--shots 1 --structure row-column --damping 0.1,0.3", [0.9, 0.8]),
-    Row("row-column, λ of G 0.01", "--shots 1 --structure row-column", [0.9, 0.8]),
+    Row("LLM Surgeon, uniform", "--shape uniform --shots 1"),
+    Row("4 shots, corrected", f"{FOUR} {CORRECTION}", THREE, one_by_one=False),
+    Row("independent, per-layer", f"{PER_LAYER} --scoring independent --update independent", THREE),
+    Row("K-OBD (no update), per-layer", f"{PER_LAYER} --update none", THREE),
+    Row("L-OBD (no G, no update), per-layer", f"{PER_LAYER} --curvature activations --update none", THREE),
+    Row("magnitude, per-layer", f"{PER_LAYER} --curvature identity --update none", THREE),
+    Row("4 shots, running curvature", FOUR, THREE, one_by_one=False),
+    Row("row-column, λ of G 0.3", "--shots 1 --structure row-column --damping 0.1,0.3", [0.8]),
+    Row("row-column, λ of G 0.01", "--shots 1 --structure row-column --damping 0.1,0.01", [0.8]),
     Row("2:4", "--shots 1 --structure 2:4", [0.5]),
     Row("single weights", "--shots 1 --structure element", [0.5]),
 ]
@@ -109,6 +109,7 @@ def cut(binary, work, model, text, row, seed, only_done):
     if only_done:
         return None
     output, state = work / "out", work / "out.state"
+    shutil.rmtree(state, ignore_errors=True)
     ends = ["--json", "--quiet"]
     command = [binary, "prune", model, "--data", text[0], "--eval-data", text[1], "--out", output, "--state", state]
     summaries = [said([*command, "--target-size", first, *common, *(["--keep-paths"] if others else []), *ends], output)]

@@ -10,6 +10,7 @@ use curvature::{BlockFactors, CurvatureError, HalfStep, Side};
 use model::tensor_file;
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
+use tokio::sync::mpsc::Receiver;
 use types::{Curvature, LayerId};
 
 /// A pass over the samples.
@@ -26,8 +27,8 @@ pub(crate) enum Pass {
 pub(crate) struct Weighed {
     /// Which pass, from 1.
     pub(crate) number: u32,
-    /// The matrices that weigh, as bytes, by block.
-    pub(crate) weighers: BTreeMap<u32, Bytes>,
+    /// The matrices that weigh, as bytes, by block, as the sweep comes to them: there need be no memory for all.
+    pub(crate) weighers: Receiver<(u32, Bytes)>,
     /// The layer under whose name each layer's input is shown.
     pub(crate) inputs: BTreeMap<LayerId, LayerId>,
     /// Where the sums are made.
@@ -45,11 +46,17 @@ pub(crate) struct Sums {
 
 impl Pass {
     /// Returns the sums over nothing for a block.
-    pub(crate) fn open(&self, block: u32) -> Result<Sums, Error> {
+    pub(crate) fn open(&mut self, block: u32) -> Result<Sums, Error> {
         let mut sums = Sums::default();
         let Self::HalfStep(weighed) = self else { return Ok(sums) };
-        let Some(bytes) = weighed.weighers.get(&block) else { return Ok(sums) };
-        let (tensors, _) = tensor_file::decode(bytes, weighed.device)?;
+        let bytes = loop {
+            match weighed.weighers.blocking_recv() {
+                Some((of, bytes)) if of == block => break bytes,
+                Some(_) => {} // of a block without layers to look at
+                None => return Err(Error::Cancelled),
+            }
+        };
+        let (tensors, _) = tensor_file::decode(&bytes, weighed.device)?;
         let weighers = BlockFactors::unpack(1, tensors, weighed.device)?;
         for side in [Side::Input, Side::Gradient] {
             for layer in weighers.layers(side) {

@@ -15,18 +15,19 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 use tch::Tensor;
+use tokio::sync::mpsc::Receiver;
 use types::{Curvature, LayerId, RunSpec, Structure};
 
 /// Bytes of logits that one pass of the head may make.
 const HEAD_BYTES: i64 = 64 << 20;
 
 /// What a sweep needs from the store.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stored {
     /// The layers that differ from the base model.
     pub(crate) changed: Vec<LayerBytes>,
-    /// What weighs tokens, by block; for later passes only.
-    pub(crate) weighers: BTreeMap<u32, Bytes>,
+    /// What weighs tokens, by block, from the last to the first; for later passes only.
+    pub(crate) weighers: Receiver<(u32, Bytes)>,
 }
 
 /// What a sweep found.

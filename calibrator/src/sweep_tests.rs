@@ -59,12 +59,21 @@ fn session() -> Session {
     )
 }
 
+/// What the store would give a sweep of the base model.
+fn stored(weighers: Vec<(u32, Bytes)>) -> Stored {
+    let (sender, receiver) = tokio::sync::mpsc::channel(8);
+    for of_block in weighers {
+        sender.try_send(of_block).unwrap();
+    }
+    Stored { changed: vec![], weighers: receiver }
+}
+
 /// What was taken from the shelf: block, tokens, names of factors, the file.
 type Taken = Vec<(u32, String, Vec<String>, Bytes)>;
 
 /// Sweeps while another thread takes the blocks.
 fn swept(spec: &RunSpec, task: &Calibrate) -> (Result<Swept, Error>, Taken) {
-    swept_with(spec, task, Stored::default())
+    swept_with(spec, task, stored(vec![]))
 }
 
 fn swept_with(spec: &RunSpec, task: &Calibrate, stored: Stored) -> (Result<Swept, Error>, Taken) {
@@ -145,7 +154,7 @@ fn what_is_not_there_is_refused_and_a_lost_lease_stops_the_sweep() {
 
     let shelf = Shelf::new();
     let control = &mut Control { progress: &mut |_, _| {}, cancelled: &|| true };
-    let stopped = sweep(&mut session(), &shelf, &key(), (&spec, &task(&[0]), Stored::default()), control);
+    let stopped = sweep(&mut session(), &shelf, &key(), (&spec, &task(&[0]), stored(vec![])), control);
     assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
     assert!(shelf.status().sweep.is_none());
 }
@@ -204,8 +213,7 @@ fn a_later_pass_sums_up_each_token_by_the_weight_of_its_other_side() {
         HalfStep::weighed_by(Side::Input, down.as_str(), 2, of_x.shallow_clone()),
     ];
     let file = tensor_file::encode(&HalfStep::weighers(&half_steps).pack().unwrap(), &BTreeMap::new()).unwrap();
-    let stored = Stored { weighers: BTreeMap::from([(1, Bytes::from(file))]), ..Stored::default() };
-    let (result, taken) = swept_with(&spec, &task, stored);
+    let (result, taken) = swept_with(&spec, &task, stored(vec![(1, Bytes::from(file))]));
     result.unwrap();
     assert_eq!(taken[0].2, [format!("A:{k}"), format!("G:{down}")]);
     let (tensors, _) = tensor_file::decode(&taken[0].3, Device::Cpu).unwrap();

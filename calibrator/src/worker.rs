@@ -16,16 +16,18 @@ use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
 use service::{ComputeHandle, Lease, Leased, Store, TaskHandler};
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tracing::Instrument;
 use types::{ObjectRef, RunId, RunSpec};
 
 /// How often the store is asked whether a surgeon has put what waits on the shelf: its word of it may get lost.
 const LOOK: Duration = Duration::from_secs(2);
+/// Blocks whose weighing matrices may wait for the sweep.
+const AHEAD: usize = 1;
 /// Tokens of held-out text in one forward pass.
 const EVALUATE_TOKENS: u64 = 2048;
 
@@ -98,7 +100,10 @@ impl Handler {
         let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
         let changed = self.changed(weights).await?;
         task.blocks = self.not_stored(&key, task.blocks).await?;
-        let stored = Stored { changed, weighers: self.weighers(&key, &task).await? };
+        let (ahead, weighers) = mpsc::channel(AHEAD);
+        let mut weighed: Vec<u32> = task.blocks.iter().copied().filter(|_| task.pass > 0).collect();
+        weighed.sort_unstable_by(|a, b| b.cmp(a)); // as the sweep comes to them
+        let (pass, stored) = (task.pass, Stored { changed, weighers });
         let shelf = Arc::clone(&self.shelf);
         let swept_key = key.clone();
         let sweeping = self.with_control(lease, move |session, control| {
@@ -107,6 +112,7 @@ impl Handler {
         let swept = tokio::select! {
             swept = sweeping => swept?,
             error = self.release_stored(&key) => return Err(error),
+            error = self.fetch_weighers(&key, (pass, weighed), ahead) => return Err(error),
         };
         let Swept { result, wait, factor_bytes } = swept;
         tracing::info!(tokens = result.tokens, factor_bytes, "shard swept");
@@ -202,13 +208,24 @@ impl Handler {
         Ok(checkpoint::layers(&self.store, checkpoint.layers).await?)
     }
 
-    /// Returns what weighs the tokens of each block in a later pass of a power iteration.
-    async fn weighers(&self, key: &SweepKey, task: &Calibrate) -> Result<BTreeMap<u32, Bytes>, Error> {
-        let mut weighers = BTreeMap::new();
-        for &block in task.blocks.iter().filter(|_| task.pass > 0) {
-            weighers.insert(block, self.store.get(&keys::weighers(&key.run, key.shot, task.pass, block)).await?);
+    /// Fetches what weighs the tokens of each block in a later pass, a block ahead of the sweep; returns only when the store
+    /// fails.
+    async fn fetch_weighers(
+        &self,
+        key: &SweepKey,
+        (pass, blocks): (u32, Vec<u32>),
+        ahead: mpsc::Sender<(u32, Bytes)>,
+    ) -> Error {
+        for block in blocks {
+            let bytes = match self.store.get(&keys::weighers(&key.run, key.shot, pass, block)).await {
+                Ok(bytes) => bytes,
+                Err(error) => return error.into(),
+            };
+            if ahead.send((block, bytes)).await.is_err() {
+                break; // the sweep has ended
+            }
         }
-        Ok(weighers)
+        std::future::pending().await
     }
 
     /// Returns the blocks whose factors are not in the store from an earlier attempt.

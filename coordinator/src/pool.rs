@@ -212,7 +212,8 @@ impl Pool {
                 Some(Work::Evaluate(_)) => v1::Stage::Evaluate,
                 Some(Work::Materialise(_)) => v1::Stage::Materialise,
                 Some(Work::Calibrate(_)) => v1::Stage::Calibrate,
-                Some(Work::Weigh(_) | Work::Score(_) | Work::Refine(_) | Work::Update(_)) | None => continue, // counted by their stages, block by block
+                // Counted by their stages, block by block.
+                Some(Work::Weigh(_) | Work::Score(_) | Work::Refine(_) | Work::Update(_)) | None => continue,
             };
             let sum = sums.entry((task.shot, stage as i32)).or_default();
             *sum = (sum.0 + done, sum.1 + total);

@@ -83,11 +83,16 @@ prop_compose! {
             any::<bool>().prop_map(|keep| (keep, None)),
             "[a-z][a-z0-9-]{0,20}[a-z0-9]".prop_map(|run| (false, RunId::new(&run).ok())),
         ],
+        (half_steps, rounds) in (0..=16u32, 1..=64u32),
     ) -> RunSpec {
+        let half_steps = if choices.curvature == Curvature::Kfac { half_steps } else { 0 };
+        let decay = if half_steps > 0 { 0.0 } else { decay };
+        let moves = choices.update == Update::Correlated && choices.curvature != Curvature::Identity;
+        let rounds = if choices.structure.is_masked() && moves { rounds } else { 1 };
         let adapts = !eval_data.is_empty() && !choices.structure.is_masked();
         let schedule = if adapts { choices.schedule } else { Schedule::Linear };
         RunSpec {
-            schedule, model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
+            half_steps, rounds, schedule, model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
             correct_rank, correct_steps, correct_rate,
             max_damped_layers, multiple_of, seed, memory, keep_paths, paths_of, ..choices
         }

@@ -5,21 +5,24 @@
 
 mod curved;
 mod elements;
+mod site;
 
 pub(crate) use elements::Digit;
+pub(crate) use site::BlockJob;
 
 use crate::error::Error;
 use bytes::Bytes;
 use curvature::{BlockFactors, HalfStep, Side};
 use curved::Curved;
 use model::{LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
-use pruning::{LayerProblem, Units, Updated};
+use pruning::{LayerProblem, Updated};
 use service::checkpoint::LayerBytes;
+use site::Site;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use types::{
     AttentionUnit, BlockDescription, CostHistogram, Curvature, ElementCut, LayerCut, LayerDescription, LayerId,
-    LayerState, ModelDescription, RemovalPath, RunSpec, Structure, Unit, UnitGroup, UnitKind,
+    LayerState, ModelDescription, RemovalPath, RunSpec, Structure, Unit, UnitGroup,
 };
 
 /// State of the compute thread.
@@ -48,90 +51,6 @@ pub(crate) struct NewLayer {
     pub(crate) weights: Option<Bytes>,
     /// Predicted rise of the loss, nats per token.
     pub(crate) predicted: f64,
-}
-
-/// One block as a job sees it.
-#[derive(Debug, Clone)]
-pub(crate) struct BlockJob {
-    /// Everything that can change a number.
-    pub(crate) spec: RunSpec,
-    /// The block in the original model.
-    pub(crate) block: BlockDescription,
-    /// Its layers that differ from the base model, with their weights' bytes.
-    pub(crate) changed: Vec<LayerBytes>,
-}
-
-impl BlockJob {
-    /// Returns the removal problems of the block, in the order of its description.
-    fn sites(&self) -> Result<Vec<Site<'_>>, Error> {
-        let layers = || self.block.layers.iter().filter(|l| l.curvature);
-        match self.spec.structure {
-            Structure::Coupled => self.block.groups.iter().map(|group| self.coupled_site(group)).collect(),
-            Structure::RowColumn => Ok(layers().map(|layer| self.row_column_site(layer)).collect()),
-            Structure::Element | Structure::NofM => Ok(layers().map(|layer| Site::Elements { layer }).collect()),
-        }
-    }
-
-    fn coupled_site(&self, group: &UnitGroup) -> Result<Site<'_>, Error> {
-        let layer = self.block.layers.iter().find(|l| l.layer == group.layer);
-        let layer =
-            layer.ok_or_else(|| Error::Bug(format!("units of layer {}, which the block lacks", group.layer)))?;
-        let units = Units {
-            kind: group.kind,
-            kept: self.units_left(group),
-            columns_per_unit: group.columns_per_unit,
-            groups: group.together,
-            min_keep: group.min_keep,
-            freed_per_unit: group.freed_per_unit.prunable,
-        };
-        Ok(Site::Coupled { layer, units })
-    }
-
-    fn row_column_site<'a>(&self, layer: &'a LayerDescription) -> Site<'a> {
-        let (rows, columns) = match self.cut(&layer.layer) {
-            Some(state) => (state.kept_rows.clone(), state.kept.clone()),
-            None => ((0..layer.rows as u32).collect(), (0..layer.columns as u32).collect()),
-        };
-        Site::RowColumn { layer, rows, columns }
-    }
-
-    /// Returns the units of each group that are left.
-    fn kept(&self) -> BTreeMap<LayerId, Vec<u32>> {
-        self.block.groups.iter().map(|group| (group.layer.clone(), self.units_left(group))).collect()
-    }
-
-    fn units_left(&self, group: &UnitGroup) -> Vec<u32> {
-        self.cut(&group.layer).map_or_else(|| (0..group.units * group.together).collect(), |state| state.kept.clone())
-    }
-
-    /// Returns the state of a layer that has lost units.
-    fn cut(&self, layer: &LayerId) -> Option<&LayerState> {
-        let states = self.changed.iter().map(|(state, _)| state);
-        states.filter(|state| state.kind != UnitKind::Whole).find(|state| state.layer == *layer)
-    }
-}
-
-/// One removal problem of a block: a consumer and its units, or a layer with its rows and columns.
-enum Site<'a> {
-    Coupled { layer: &'a LayerDescription, units: Units },
-    RowColumn { layer: &'a LayerDescription, rows: Vec<u32>, columns: Vec<u32> },
-    Elements { layer: &'a LayerDescription },
-}
-
-impl Site<'_> {
-    fn layer(&self) -> &LayerDescription {
-        match self {
-            Self::Coupled { layer, .. } | Self::RowColumn { layer, .. } | Self::Elements { layer } => layer,
-        }
-    }
-
-    fn kind(&self) -> UnitKind {
-        match self {
-            Self::Coupled { units, .. } => units.kind,
-            Self::RowColumn { .. } => UnitKind::Column,
-            Self::Elements { .. } => UnitKind::Element,
-        }
-    }
 }
 
 impl Bench {
@@ -413,7 +332,7 @@ fn tokens(metadata: &BTreeMap<String, String>) -> Result<u64, Error> {
 
 /// Returns which items the cut takes from a layer, if it goes by single weights.
 fn element_cut(layer: &LayerId, cuts: &[LayerCut]) -> Option<ElementCut> {
-    cuts.iter().find(|c| c.layer == *layer).and_then(|c| c.elements)
+    cuts.iter().find(|c| c.layer == *layer).and_then(|c| c.elements).filter(|elements| elements.items > 0)
 }
 
 /// Returns the units that the cut takes from a layer: a prefix of its path.
@@ -456,3 +375,7 @@ fn new_layer(site: &Site, updated: Updated) -> Result<NewLayer, Error> {
 #[cfg(test)]
 #[path = "bench_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "bench/curved_tests.rs"]
+mod curved_tests;

@@ -30,9 +30,9 @@ pub(crate) struct Gatherer {
     pub(crate) ids: RequestIds,
 }
 
-/// What is gathered together.
+/// What is gathered together: one pass over a shot's samples.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Shot {
+pub(crate) struct PassOfShot {
     /// The run.
     pub(crate) run: RunId,
     /// Its shot.
@@ -43,7 +43,7 @@ pub(crate) struct Shot {
     pub(crate) shards: u32,
 }
 
-impl Shot {
+impl PassOfShot {
     /// Returns the numbers of the pass's shards: each pass counts on where the one before ended.
     pub(crate) fn numbers(&self) -> Range<u32> {
         let first = self.pass * self.shards;
@@ -79,7 +79,7 @@ pub(crate) enum Event {
 
 impl Gatherer {
     /// Begins to bring the blocks of a shot into the store.
-    pub(crate) fn start(&self, shot: &Shot, blocks: &BTreeSet<u32>) -> Gathering {
+    pub(crate) fn start(&self, shot: &PassOfShot, blocks: &BTreeSet<u32>) -> Gathering {
         let (plan_sender, plan) = watch::channel(Plan::default());
         let (sender, stored) = mpsc::channel(64);
         let received = Arc::new(AtomicU64::new(0));

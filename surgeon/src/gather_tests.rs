@@ -148,7 +148,11 @@ impl World {
 
     /// Gathers to the end; returns the failure, if that is the end.
     async fn gather(&self, shards: u32, blocks: &[u32]) -> Result<(), PullFailure> {
-        let shot = Shot { run: run(), number: 1, pass: 0, shards };
+        self.gather_pass(0, shards, blocks).await
+    }
+
+    async fn gather_pass(&self, pass: u32, shards: u32, blocks: &[u32]) -> Result<(), PullFailure> {
+        let shot = PassOfShot { run: run(), number: 1, pass, shards };
         let mut gathering = self.gatherer.start(&shot, &blocks.iter().copied().collect());
         let end = async {
             loop {
@@ -218,6 +222,16 @@ async fn every_block_of_every_shard_is_stored_and_released() {
     assert_eq!(*a.released.lock().unwrap(), [(6, 4), (5, 4)]);
     assert_eq!(b.asked.lock().unwrap()[0].blocks, [5, 6]);
     assert_eq!(b.asked.lock().unwrap()[0].generation, 9);
+}
+
+#[tokio::test]
+async fn a_later_pass_gathers_the_shards_that_count_on_from_those_before() {
+    let world = World::new(vec![running(4, "a", 1), running(5, "b", 1)]);
+    let _both = (world.calibrator("a", vec![whole(4, 6)]), world.calibrator("b", vec![whole(5, 6)]));
+    world.gather_pass(2, 2, &[6]).await.unwrap();
+    for shard in [4, 5] {
+        assert_eq!(world.stored(shard, 6).await.unwrap(), file(shard, 6));
+    }
 }
 
 #[tokio::test]

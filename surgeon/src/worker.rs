@@ -8,13 +8,13 @@ mod score;
 
 use crate::bench::{Bench, overlay};
 use crate::error::Error;
-use crate::gather::{Gatherer, Shot};
+use crate::gather::{Gatherer, PassOfShot};
 use crate::grpc::Board;
 use crate::job::{Block, Job, Work};
 use model::export::huggingface::{self, WriteOptions};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
-use score::{ScoreBatch, ScoreTask};
+use score::{BlockBatch, BlockTask};
 use service::{ComputeHandle, Lease, Leased, Store, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub(crate) struct Handler {
 
 impl TaskHandler for Handler {
     async fn handle(&self, tasks: Vec<Leased>) {
-        let mut shots: BTreeMap<Shot, Vec<ScoreTask>> = BTreeMap::new();
+        let mut shots: BTreeMap<PassOfShot, Vec<BlockTask>> = BTreeMap::new();
         let mut others = Vec::new();
         for Leased { task, lease } in tasks {
             match Job::try_from(task) {
@@ -54,12 +54,12 @@ impl TaskHandler for Handler {
                     match job.work {
                         Work::Score(block) => {
                             let pass = job.spec.passes();
-                            let key = Shot { run: job.run, number: job.shot, pass, shards: block.shards };
-                            shots.entry(key).or_default().push(ScoreTask { span, spec: job.spec, block, lease });
+                            let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards };
+                            shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, lease });
                         }
                         Work::Weigh { block, pass } => {
-                            let key = Shot { run: job.run, number: job.shot, pass, shards: block.shards };
-                            shots.entry(key).or_default().push(ScoreTask { span, spec: job.spec, block, lease });
+                            let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards };
+                            shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, lease });
                         }
                         _ => others.push((job, lease)),
                     }
@@ -67,7 +67,7 @@ impl TaskHandler for Handler {
                 Err(invalid) => lease.report(Err(Error::from(invalid).told()), Duration::ZERO).await,
             }
         }
-        let scoring = shots.into_iter().map(|(shot, tasks)| ScoreBatch::new(self, shot, tasks).run());
+        let scoring = shots.into_iter().map(|(shot, tasks)| BlockBatch::new(self, shot, tasks).run());
         let rest = async {
             for (job, lease) in others {
                 let (start, span) = (Instant::now(), job.span());

@@ -1,5 +1,5 @@
-//! Stage 3 for single weights: costs stay with their surgeons; two rounds of histograms give one exact threshold. A shot may
-//! choose them in several rounds.
+//! Stage 3 for single weights: costs stay with their surgeons; two counts of their digits give one exact threshold. A shot
+//! may choose them in several rounds.
 
 use super::score::{each_block, rounds_done};
 use super::{bad_message, check_damping, invalid, load_json, prepared, put_manifest, wrong_result};
@@ -14,7 +14,7 @@ use proto::v1::task::Work;
 use service::keys;
 use types::{CostHistogram, ElementCut, LayerCut, LayerReport, ObjectRef};
 
-/// Has the costs near the threshold counted more closely: the second round of the radix select. Nothing for units.
+/// Has the costs near the threshold counted more closely: the second count of the radix select. Nothing for units.
 pub(crate) async fn refine(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     if !run.spec().structure.is_masked() || known.cut.is_some() {
@@ -44,7 +44,7 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
     let first = load(run, known.scored.values().map(|b| &b.scores)).await?;
     let second = load(run, known.refined.values().map(|b| &b.histograms)).await?;
     if !first.iter().map(|h| &h.layer).eq(second.iter().map(|h| &h.layer)) {
-        return Err(invalid("histograms", "the second round is of other layers than the first"));
+        return Err(invalid("histograms", "the second count is of other layers than the first"));
     }
     let (bin, items) = first_digit(run, shot, limit(run, shot)?, &first)?;
     let cut = |source| RunError::Cut { shot, source };

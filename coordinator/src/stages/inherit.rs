@@ -67,8 +67,11 @@ fn check(run: &Run, kept: &History, limit: u64) -> Result<u32, Problem> {
 
 /// Gives the shot's factors a second name, under this run.
 async fn copy_factors(run: &Run, from: &RunId, shot: u32) -> Result<(), RunError> {
-    for folder in [keys::all_factors, keys::all_running] {
-        let (old, new) = (folder(from, shot), folder(run.id(), shot));
+    // Costs that are taken again are mixed with the shot before, if earlier shots count.
+    let folders = [(keys::all_factors(from, shot), keys::all_factors(run.id(), shot))].into_iter();
+    let running =
+        (shot.saturating_sub(1)..=shot).map(|of| (keys::all_running(from, of), keys::all_running(run.id(), of)));
+    for (old, new) in folders.chain(running) {
         for key in run.store().list(&old).await? {
             let name = key.strip_prefix(&old).unwrap_or(&key);
             run.store().copy(&key, &format!("{new}{name}")).await?;

@@ -47,6 +47,9 @@ pub(crate) struct Summary {
     damping_asked: [f64; 2],
     largest_damping: f64,
     raised_layers: Vec<String>,
+    /// Of Kronecker sums of two terms, the mean share of directions that are held at the floor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floored: Option<f64>,
     warnings: Vec<String>,
     /// The final folder, its size and digest, and how far its logits are from those of the model in memory.
     pub(crate) output: String,
@@ -126,6 +129,7 @@ impl Summary {
             damping_asked: [spec.damping_a, spec.damping_g],
             largest_damping: shots.iter().map(|s| s.largest_damping).fold(0.0, f64::max),
             raised_layers: raised_layers(history),
+            floored: floored(history),
             shots,
             warnings,
             output: written.output.clone(),
@@ -188,6 +192,12 @@ fn raised_layers(history: &History) -> Vec<String> {
     let layers: BTreeSet<_> =
         cuts.flat_map(|c| &c.layers).filter(|l| raised(&l.damping)).map(|l| l.layer.to_string()).collect();
     layers.into_iter().collect()
+}
+
+fn floored(history: &History) -> Option<f64> {
+    let cuts = history.shots.values().filter_map(|s| s.cut.as_ref());
+    let shares: Vec<f64> = cuts.flat_map(|c| &c.layers).filter_map(|l| l.damping.floored).collect();
+    (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
 fn lm_eval(output: &str) -> String {

@@ -107,3 +107,23 @@ fn sizes_between_the_shots_begin_with_the_shots_above_them() {
     let said = expect(&mut materialise(temp.path(), "0.8", &output), 64);
     assert!(String::from_utf8(said.stderr).unwrap().contains("no state folder"));
 }
+
+#[test]
+fn rounds_and_passes_of_a_later_shot_are_done_again_from_kept_factors() {
+    let temp = tempfile::tempdir().unwrap();
+    let cases: [(&str, &[&str]); 2] =
+        [("rounds", &["--structure", "element", "--decay", "1"]), ("passes", &["--half-steps", "2"])];
+    for (name, options) in cases {
+        let kept = temp.path().join(name);
+        let state = temp.path().join(format!("{name}.state"));
+        let both = ["--shots", "2", "--target-size", "0.7", "--keep-paths"];
+        summary(prune_to(&kept).args(both).args(options));
+        // As far as the run itself went, its own weights; between its shots, others.
+        let same = temp.path().join(format!("{name}-same"));
+        summary(&mut materialise(&state, "0.7", &same));
+        assert_eq!(tensors(&same), tensors(&kept), "{name}");
+        let between = temp.path().join(format!("{name}-between"));
+        let said = summary(&mut materialise(&state, "0.8", &between));
+        assert_eq!(said["shots"].as_array().unwrap().len(), 2, "{name}");
+    }
+}

@@ -158,7 +158,7 @@ impl Prepared {
         };
         let a = factor("A", &problem.a_cc, problem.damping_a)?;
         let g = factor("G", &problem.g_rr, problem.damping_g)?;
-        let damping = FactorDamping { a: a.as_ref().map(|f| f.step), g: g.as_ref().map(|f| f.step) };
+        let damping = FactorDamping { a: a.as_ref().map(|f| f.step), g: g.as_ref().map(|f| f.step), floored: None };
         let double = [damping.a, damping.g].iter().flatten().any(|step| step.precision == Precision::F64);
         if kind != Kind::Double && double {
             // One factor needed f64: then everything is in f64.

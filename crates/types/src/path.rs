@@ -89,4 +89,8 @@ pub struct FactorDamping {
     pub a: Option<DampingStep>,
     /// Output gradients, G.
     pub g: Option<DampingStep>,
+    /// Of a Kronecker sum of two terms: the share of directions in which the second would take more from the first than may
+    /// go, and is held at the floor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floored: Option<f64>,
 }

@@ -49,7 +49,7 @@ pub struct RunSpec {
     pub fisher: Fisher,
     /// Label draws for each calibration token under [`Fisher::Sampled`]; otherwise 1.
     pub fisher_samples: u32,
-    /// Rounds of curvature, costs, cut and update; at most, under [`Schedule::Adaptive`].
+    /// How often curvature, costs, cut and update follow each other; at most, under [`Schedule::Adaptive`].
     pub shots: u32,
     /// Rounds of a shot in which single weights are chosen: after each the rest is updated and costs are taken again, under
     /// the same curvature. 1 for units, whose costs follow each removal anyway.
@@ -180,7 +180,7 @@ impl RunSpec {
 
     /// Returns how often a shot's samples are swept again after the plain means: the half-steps of all terms.
     pub fn passes(&self) -> u32 {
-        self.kronecker_rank * self.half_steps
+        self.kronecker_rank.saturating_mul(self.half_steps)
     }
 
     /// Returns the folder for the model of a waypoint: beside the output, named after the size.
@@ -288,8 +288,10 @@ impl RunSpec {
         self.check_kronecker_sum(faults);
         let problem = format!("only single weights are chosen in rounds, not {structure}; take 1");
         faults.unless(self.rounds == 1 || structure.is_masked(), "rounds", problem);
-        let problem = "costs change from round to round by the updates between them; take 1 for update none";
-        faults.unless(self.rounds == 1 || update != Update::None, "rounds", problem);
+        let moves = update == Update::Correlated && self.curvature != Curvature::Identity;
+        let problem =
+            "rounds go on from the joint optimum of the one before; they take update correlated, and a curvature";
+        faults.unless(self.rounds == 1 || moves, "rounds", problem);
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
         let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
         faults.unless(known, "update", problem);
@@ -381,8 +383,10 @@ mod tests {
             (RunSpec { decay: 0.5, ..one.clone() }, "half_steps"),
             (RunSpec { curvature: Curvature::Activations, ..one }, "half_steps"),
             (RunSpec { curvature: Curvature::Diagonal, ..good() }, "update"),
+            (RunSpec { half_steps: u32::MAX, ..two() }, "half_steps"),
             (RunSpec { rounds: 2, ..good() }, "rounds"),
-            (RunSpec { rounds: 2, structure: Structure::Element, update: Update::None, ..good() }, "rounds"),
+            (RunSpec { rounds: 2, structure: Structure::Element, update: Update::Grouped, ..good() }, "rounds"),
+            (RunSpec { rounds: 2, structure: Structure::Element, curvature: Curvature::Identity, ..good() }, "rounds"),
         ] {
             let faults = spec.validated().unwrap_err().violations;
             assert!(faults.iter().any(|v| v.field == field), "{faults:?}");

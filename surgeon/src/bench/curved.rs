@@ -10,11 +10,9 @@
 use crate::error::Error;
 use curvature::{BlockFactors, KroneckerTerm, PowerIteration, PowerOptions, Side};
 use model::ModelError;
-use pruning::{
-    Clamped, Clamping, ElementCosts, KroneckerSumProblem, LayerProblem, MaskedUpdate, MaskedUpdated, Units, Updated,
-};
+use pruning::{Clamping, ElementCosts, KroneckerSumProblem, LayerProblem, MaskedUpdate, MaskedUpdated, Units, Updated};
 use tch::{Kind, Tensor};
-use types::{LayerDescription, LayerId, RemovalPath, RunSpec, Unit, Update};
+use types::{FactorDamping, LayerDescription, LayerId, RemovalPath, RunSpec, Unit, Update};
 
 /// A removal problem.
 pub(super) enum Curved {
@@ -108,7 +106,8 @@ impl Curved {
                 pruning::coupled_path(problem, units, spec.scoring, spec.update)?
             }
             Self::TwoTerms(problem) => {
-                self.told(pruning::kronecker_sum_path(problem, units, joint_or_none(spec.update))?)
+                let found = pruning::kronecker_sum_path(problem, units, joint_or_none(spec.update))?;
+                RemovalPath { damping: floored(found.value.damping, found.clamping), ..found.value }
             }
         })
     }
@@ -122,7 +121,7 @@ impl Curved {
                 ..pruning::coupled_update(plain, units, removed, spec.update)?
             },
             Self::TwoTerms(problem) => {
-                self.told(pruning::kronecker_sum_coupled_update(problem, units, removed, masked(spec))?)
+                pruning::kronecker_sum_coupled_update(problem, units, removed, masked(spec))?.value
             }
         })
     }
@@ -131,7 +130,10 @@ impl Curved {
     pub(super) fn element_costs(&self, update: Update) -> Result<ElementCosts, Error> {
         Ok(match self {
             Self::OneTerm(problem) | Self::Diagonal { scaled: problem, .. } => pruning::element_costs(problem, update)?,
-            Self::TwoTerms(problem) => self.told(pruning::kronecker_sum_element_costs(problem, joint_or_none(update))?),
+            Self::TwoTerms(problem) => {
+                let found = pruning::kronecker_sum_element_costs(problem, joint_or_none(update))?;
+                ElementCosts { damping: floored(found.value.damping, found.clamping), ..found.value }
+            }
         })
     }
 
@@ -143,16 +145,16 @@ impl Curved {
                 predicted: pruning::masked_update(scaled, removed, masked(spec))?.predicted,
                 ..pruning::masked_update(plain, removed, masked(spec))?
             },
-            Self::TwoTerms(problem) => self.told(pruning::kronecker_sum_masked_update(problem, removed, masked(spec))?),
+            Self::TwoTerms(problem) => pruning::kronecker_sum_masked_update(problem, removed, masked(spec))?.value,
         })
     }
+}
 
-    /// Returns a result, and logs what was done to the curvature for it.
-    fn told<T>(&self, found: Clamped<T>) -> T {
-        let Clamping { directions, clamped, smallest } = found.clamping;
-        tracing::debug!(layer = %self.layer(), clamped, directions, smallest, "second term floored");
-        found.value
-    }
+/// Returns a damping with the share of directions that are held at the floor.
+fn floored(damping: FactorDamping, clamping: Clamping) -> FactorDamping {
+    let Clamping { directions, clamped, smallest } = clamping;
+    tracing::debug!(clamped, directions, smallest, "second term floored");
+    FactorDamping { floored: Some(clamped as f64 / directions.max(1) as f64), ..damping }
 }
 
 /// Returns a layer's power iteration after the passes whose sums are given: the plain factors first.
@@ -162,8 +164,8 @@ pub(super) fn power_iteration(
     sums: &[BlockFactors],
 ) -> Result<PowerIteration, Error> {
     let (plain, passes) = sums.split_first().ok_or_else(super::nothing_here)?;
-    // A tolerance of zero: layers go on in step, so that passes are as many as the run says.
-    let options = PowerOptions { rank: spec.kronecker_rank, half_steps: spec.half_steps, tolerance: 0.0 };
+    // No term settles early: layers go on in step, so that a pass is the same half-step for all.
+    let options = PowerOptions { rank: spec.kronecker_rank, half_steps: spec.half_steps, tolerance: -1.0 };
     let a_cc = plain.finish(Side::Input, layer.input.as_str())?;
     let mut power = PowerIteration::new(layer.layer.as_str(), &a_cc, options)?;
     for pass in passes {

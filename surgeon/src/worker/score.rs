@@ -2,7 +2,7 @@
 
 use super::Handler;
 use crate::error::Error;
-use crate::gather::{Event, Gathering, Shot};
+use crate::gather::{Event, Gathering, PassOfShot};
 use crate::job::Block;
 use crate::pull::PullFailure;
 use proto::v1::complete_task_request::Result as TaskResult;
@@ -17,9 +17,9 @@ use types::RunSpec;
 /// sweep may wait for a block that nobody here was asked for.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// One block to be scored.
+/// One block whose sums are to be gathered, then scored or turned into what weighs the next pass.
 #[derive(Debug)]
-pub(super) struct ScoreTask {
+pub(super) struct BlockTask {
     /// Where it happens.
     pub(super) span: Span,
     /// Everything that can change a number.
@@ -31,15 +31,15 @@ pub(super) struct ScoreTask {
 }
 
 /// All leased blocks of one shot.
-pub(super) struct ScoreBatch<'a> {
+pub(super) struct BlockBatch<'a> {
     handler: &'a Handler,
-    shot: Shot,
-    waiting: BTreeMap<u32, ScoreTask>,
+    shot: PassOfShot,
+    waiting: BTreeMap<u32, BlockTask>,
 }
 
-impl<'a> ScoreBatch<'a> {
+impl<'a> BlockBatch<'a> {
     /// Returns the batch of some tasks of one shot.
-    pub(super) fn new(handler: &'a Handler, shot: Shot, tasks: Vec<ScoreTask>) -> Self {
+    pub(super) fn new(handler: &'a Handler, shot: PassOfShot, tasks: Vec<BlockTask>) -> Self {
         let waiting = tasks.into_iter().map(|task| (task.block.number, task)).collect();
         Self { handler, shot, waiting }
     }
@@ -67,7 +67,7 @@ impl<'a> ScoreBatch<'a> {
     }
 
     /// Hands blocks on as they become ready; fails the one that cannot be gathered.
-    async fn gather(mut self, mut gathering: Gathering, ready: mpsc::Sender<ScoreTask>) {
+    async fn gather(mut self, mut gathering: Gathering, ready: mpsc::Sender<BlockTask>) {
         let shards = self.shot.shards;
         let mut received = 0;
         loop {
@@ -106,9 +106,9 @@ impl<'a> ScoreBatch<'a> {
 }
 
 /// Scores blocks as they come.
-async fn compute(handler: &Handler, shot: &Shot, mut ready: mpsc::Receiver<ScoreTask>) {
+async fn compute(handler: &Handler, shot: &PassOfShot, mut ready: mpsc::Receiver<BlockTask>) {
     while let Some(task) = ready.recv().await {
-        let ScoreTask { span, spec, block, lease } = task;
+        let BlockTask { span, spec, block, lease } = task;
         let start = Instant::now();
         let result = if lease.token().is_cancelled() {
             Err(Error::Cancelled)

@@ -163,7 +163,7 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "N", help_heading = "How it is decided")]
     pub(crate) max_damped_layers: Option<u32>,
 
-    /// Rounds of curvature, cut and update: more are better and slower
+    /// How often curvature, cut and update follow each other: more are better and slower
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Shots")]
     pub(crate) shots: u32,
     /// Rounds of a shot in which single weights (element and n:m) are chosen [default: 4 with --update correlated, otherwise 1]
@@ -269,7 +269,8 @@ impl PruneArgs {
 
     /// Returns the rounds of a shot: what was asked for, or the usual number.
     pub(crate) fn rounds(&self) -> u32 {
-        let chosen_anew = self.structure.structure.is_masked() && self.update == Update::Correlated;
+        let moves = self.update == Update::Correlated && self.curvature != Curvature::Identity;
+        let chosen_anew = self.structure.structure.is_masked() && moves;
         self.rounds.unwrap_or(if chosen_anew { USUAL_ROUNDS } else { 1 })
     }
 
@@ -310,7 +311,8 @@ mod tests {
         assert_eq!(parse(&["--damping-scale", "mean"]).damping(), DampingPair { a: 0.01, g: 0.01 });
         assert_eq!(parse(&["--structure", "element"]).damping(), DampingPair { a: 0.1, g: 0.1 });
         assert_eq!(parse(&["--structure", "row-column"]).damping(), DampingPair { a: 0.1, g: 0.3 });
-        assert_eq!(parse(&["--structure", "row-column", "--damping-scale", "mean"]).damping().g, 0.01);
+        let of_the_paper = ["--structure", "row-column", "--damping-scale", "mean"];
+        assert_eq!(parse(&of_the_paper).damping(), DampingPair { a: 0.01, g: 0.01 });
         assert_eq!(parse(&["--damping", "0.2"]).damping(), DampingPair { a: 0.2, g: 0.2 });
         assert_eq!("0.01".parse(), Ok(DampingPair { a: 0.01, g: 0.01 }));
         assert_eq!("0.01, 0.1".parse(), Ok(DampingPair { a: 0.01, g: 0.1 }));

@@ -124,7 +124,7 @@ impl Tracker {
         if done >= self.shots {
             return (done, Phase::Materialise);
         }
-        let cut = history.shots.get(&(done + 1)).is_some_and(|s| s.cut.is_some());
+        let cut = history.shots.get(&(done + 1)).is_some_and(|s| s.cut.is_some() || !s.rounds.is_empty());
         (done + 1, if cut { Phase::Update } else { Phase::Curvature })
     }
 }

@@ -130,6 +130,12 @@ impl Summary {
                 if count > NAMED_LAYERS { ", …" } else { "" }
             ),
         });
+        if let Some(share) = self.floored {
+            let percent = 100.0 * share;
+            lines.push(format!(
+                "Second terms of the curvature: {percent:.1} % of their directions are held at a floor."
+            ));
+        }
         lines.push(format!(
             "Largest difference of logits after reading the folder back: {:.1e}.",
             self.logit_difference

@@ -55,7 +55,7 @@ fn journal() -> Vec<Event> {
         removed: 1,
         left: 1,
         predicted: 0.25,
-        damping: FactorDamping { a: Some(step), g: None },
+        damping: FactorDamping { a: Some(step), ..FactorDamping::default() },
     };
     let object = ObjectRef { key: "k".into(), blake3: "0".repeat(64), bytes: 1 };
     let seconds = SweepSeconds { total: 10.0, forward: 3.0, head: 1.0, backward: 4.0, gram: 1.5, wait: 0.5 };
