@@ -109,7 +109,7 @@ bench: build demo-model demo-data ## Time of each stage against its floor; write
 	@scripts/bench.sh
 
 .PHONY: quality
-quality: build demo-model demo-data ## Perplexity by size and method on SmolLM2: docs/quality.md, .json and .svg (40 minutes)
+quality: build demo-model demo-data ## Perplexity by size and method on SmolLM2: docs/quality.md, .json and .svg (two hours)
 	@python3 scripts/quality_table.py --binary "$$(scripts/binary.sh)" --cache "$(CACHE)"
 	@scripts/plot.sh quality_plot.py
 
