@@ -51,18 +51,16 @@ impl TaskHandler for Handler {
             match Job::try_from(task) {
                 Ok(job) => {
                     let span = job.span();
-                    match job.work {
-                        Work::Score(block) => {
-                            let pass = job.spec.passes();
-                            let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards };
-                            shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, lease });
+                    let (block, pass) = match job.work {
+                        Work::Score(block) => (block, job.spec.passes()),
+                        Work::Weigh { block, pass } => (block, pass),
+                        _ => {
+                            others.push((job, lease));
+                            continue;
                         }
-                        Work::Weigh { block, pass } => {
-                            let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards };
-                            shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, lease });
-                        }
-                        _ => others.push((job, lease)),
-                    }
+                    };
+                    let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards };
+                    shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, lease });
                 }
                 Err(invalid) => lease.report(Err(Error::from(invalid).told()), Duration::ZERO).await,
             }
