@@ -139,7 +139,7 @@ impl RunSpec {
             half_steps: 0,
             fisher: Fisher::Empirical,
             fisher_samples: 1,
-            shots: 4,
+            shots: 1,
             rounds: 1,
             schedule: Schedule::Linear,
             max_rise: 0.05,

@@ -6,8 +6,8 @@ use clap::Args;
 use std::path::PathBuf;
 use std::str::FromStr;
 use types::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Target, Update,
-    parse_bytes,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Target,
+    Update, parse_bytes,
 };
 
 pub(super) const ABOUT: &str = "\
@@ -21,13 +21,17 @@ Everything committed is kept in the state folder: after Ctrl-C, a crash or a ful
 result is the same to the bit as if nothing had happened.
 
 Examples:
-  Keep 80 % of the decoder's weights, in four shots:
+  Keep 80 % of the decoder's weights:
     llm-surgeon prune SmolLM2-135M --data calibration.jsonl --eval-data held-out.txt \\
       --target-size 0.8 --out smaller
 
-  A quick first try, with less text and one shot:
-    llm-surgeon prune SmolLM2-135M --data text/ --target-size 0.9 --shots 1 \\
+  A quick first try, with less text:
+    llm-surgeon prune SmolLM2-135M --data text/ --target-size 0.9 \\
       --samples 32 --seq-len 512 --out try
+
+  As good as it gets: several shots, each with a low-rank correction on the calibration text:
+    llm-surgeon prune SmolLM2-135M --data text/ --eval-data held-out.txt --target-size 0.7 \\
+      --shots 4 --decay 1 --correct-rank 8 --out best
 
   A model that fits 250 MiB, from several sources:
     llm-surgeon prune MODEL --data 'chat/*.jsonl.zst' --data wiki.parquet \\
@@ -37,6 +41,10 @@ Examples:
     llm-surgeon prune MODEL --data text/ --target-size 0.8 \\
       --curvature identity --update none --out baseline";
 
+/// Shots of rows and columns.
+const USUAL_ROW_COLUMN_SHOTS: u32 = 8;
+/// Most shots of an adaptive schedule.
+const USUAL_ADAPTIVE_SHOTS: u32 = 40;
 /// Rounds in which single weights are chosen.
 const USUAL_ROUNDS: u32 = 4;
 /// Half-steps of each term of a sum of two.
@@ -163,9 +171,12 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "N", help_heading = "How it is decided")]
     pub(crate) max_damped_layers: Option<u32>,
 
-    /// How often curvature, cut and update follow each other: more are better and slower
-    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Shots")]
-    pub(crate) shots: u32,
+    /// How often curvature, cut and update follow each other [default: 1; 8 for row-column; 40 at most for --schedule adaptive]
+    ///
+    /// One shot along exact paths is nearly as good as many, and more calibration samples bring more for the same time. Rows
+    /// and columns gain from shots, and so does a correction after each. --targets take at least one shot a size.
+    #[arg(long, value_name = "N", help_heading = "Shots")]
+    shots: Option<u32>,
     /// Rounds of a shot in which single weights (element and n:m) are chosen [default: 4 with --update correlated, otherwise 1]
     ///
     /// After each round the remaining weights are updated and all costs are taken again, under the same curvature: most of
@@ -267,6 +278,16 @@ impl PruneArgs {
         self.half_steps.unwrap_or(if self.kronecker_rank > 1 { USUAL_HALF_STEPS } else { 0 })
     }
 
+    /// Returns the number of shots: what was asked for, or what is usual, but at least one for each size.
+    pub(crate) fn shots(&self) -> u32 {
+        let usual = match (self.schedule, self.structure.structure) {
+            (Schedule::Adaptive, _) => USUAL_ADAPTIVE_SHOTS,
+            (_, Structure::RowColumn) => USUAL_ROW_COLUMN_SHOTS,
+            (_, Structure::Coupled | Structure::Element | Structure::NofM) => 1,
+        };
+        self.shots.unwrap_or_else(|| usual.max(self.target.waypoints().len() as u32 + 1))
+    }
+
     /// Returns the rounds of a shot: what was asked for, or the usual number.
     pub(crate) fn rounds(&self) -> u32 {
         let moves = self.update == Update::Correlated && self.curvature != Curvature::Identity;
@@ -303,6 +324,15 @@ mod tests {
         assert_eq!(parse(&[]).state(), PathBuf::from("o/smaller.state"));
         assert_eq!(parse(&["--state", "s"]).state(), PathBuf::from("s"));
         assert_eq!(parse(&[]).memory, 1 << 30);
+    }
+
+    #[test]
+    fn shots_are_as_many_as_help() {
+        assert_eq!(parse(&[]).shots(), 1);
+        assert_eq!(parse(&["--structure", "2:4"]).shots(), 1);
+        assert_eq!(parse(&["--structure", "row-column"]).shots(), USUAL_ROW_COLUMN_SHOTS);
+        assert_eq!(parse(&["--schedule", "adaptive"]).shots(), USUAL_ADAPTIVE_SHOTS);
+        assert_eq!(parse(&["--schedule", "adaptive", "--shots", "3"]).shots(), 3);
     }
 
     #[test]

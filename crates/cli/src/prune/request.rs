@@ -35,7 +35,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         half_steps: args.half_steps(),
         fisher: args.fisher,
         fisher_samples: args.fisher_samples,
-        shots: args.shots,
+        shots: args.shots(),
         rounds: args.rounds(),
         schedule: args.schedule,
         max_rise: args.max_rise,
