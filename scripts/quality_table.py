@@ -70,21 +70,13 @@ def prune(binary, work, model, text, arguments, sizes=(), only_done=False, look=
     out = work / "out"
     state = work / "out.state"
     outputs = [out, state, *(work / f"out-{size}" for size in sizes)]
-    for left_over in outputs:
-        shutil.rmtree(left_over, ignore_errors=True)
-    command = [binary, "prune", model, "--data", text[0], "--eval-data", text[1]]
-    command += ["--out", out, "--state", state, "--json", *arguments]
-    print("  " + " ".join(arguments), file=sys.stderr, flush=True)
-    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
-    summary = json.loads((run.stdout.splitlines() or ["{}"])[-1])
-    numerical = summary.get("event") == "failed" and summary["code"] == "NUMERICAL"
-    if run.returncode != 0 and not (may_fail and numerical):
-        sys.exit(f"llm-surgeon prune {' '.join(arguments)} ended with {run.returncode}")
-    if look and run.returncode == 0:
+    remove(*outputs)
+    command = prune_command(binary, model, text, (out, state)) + ["--json", *arguments]
+    summary = said(command, may_fail)
+    if look and summary.get("event") != "failed":
         summary["looked"] = look(out)
     kept.write_text(json.dumps(summary))
-    for done in outputs:
-        shutil.rmtree(done, ignore_errors=True)
+    remove(*outputs)
     return summary
 
 
@@ -109,27 +101,39 @@ def cut(binary, work, model, text, row, seed, only_done):
     if only_done:
         return None
     output, state = work / "out", work / "out.state"
-    shutil.rmtree(state, ignore_errors=True)
+    remove(output, state)
     ends = ["--json", "--quiet"]
-    command = [binary, "prune", model, "--data", text[0], "--eval-data", text[1], "--out", output, "--state", state]
-    summaries = [said([*command, "--target-size", first, *common, *(["--keep-paths"] if others else []), *ends], output)]
+    command = prune_command(binary, model, text, (output, state)) + ["--target-size", first, *common]
+    summaries = [said([*command, *(["--keep-paths"] if others else []), *ends])]
     for size in others:
-        summaries.append(said([binary, "materialise", state, "--target-size", size, "--out", output, *ends], output))
-    shutil.rmtree(state, ignore_errors=True)
+        remove(output)
+        summaries.append(said([binary, "materialise", state, "--target-size", size, "--out", output, *ends]))
+    remove(output, state)
     kept.write_text(json.dumps(summaries))
     return summaries
 
 
-def said(command, output):
-    """Returns the summary that a command prints, without what it writes."""
+def remove(*folders):
+    """Removes folders that earlier runs left over, or that are no longer of use."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune_command(binary, model, text, folders):
+    """Returns the words that every `prune` begins with; `text`: calibration and held-out, `folders`: output and state."""
+    return [binary, "prune", model, "--data", text[0], "--eval-data", text[1], "--out", folders[0], "--state", folders[1]]
+
+
+def said(command, may_fail=False):
+    """Returns the summary that a command prints as its last line, or, if it may fail by its numbers, the event that says why."""
     command = [str(part) for part in command]
     print("  " + " ".join(command[1:]), file=sys.stderr, flush=True)
-    shutil.rmtree(output, ignore_errors=True)
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if run.returncode != 0:
+    summary = json.loads((run.stdout.splitlines() or ["{}"])[-1])
+    numerical = summary.get("event") == "failed" and summary["code"] == "NUMERICAL"
+    if run.returncode != 0 and not (may_fail and numerical):
         sys.exit(f"{' '.join(command)} ended with {run.returncode}")
-    shutil.rmtree(output, ignore_errors=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    return summary
 
 
 def measured(summaries, sizes):

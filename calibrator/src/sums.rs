@@ -15,10 +15,8 @@ use types::{Curvature, LayerId};
 
 /// A pass over the samples.
 pub(crate) enum Pass {
-    /// Plain second moments.
+    /// Plain means of what the curvature consists of.
     Plain(Curvature),
-    /// The diagonal of the Fisher; with the layer under whose name each layer's input is shown.
-    Diagonal(BTreeMap<LayerId, LayerId>),
     /// A half-step of a power iteration.
     HalfStep(Weighed),
 }
@@ -29,8 +27,6 @@ pub(crate) struct Weighed {
     pub(crate) number: u32,
     /// The matrices that weigh, as bytes, by block, as the sweep comes to them: there need be no memory for all.
     pub(crate) weighers: Receiver<(u32, Bytes)>,
-    /// The layer under whose name each layer's input is shown.
-    pub(crate) inputs: BTreeMap<LayerId, LayerId>,
     /// Where the sums are made.
     pub(crate) device: Device,
 }
@@ -71,40 +67,40 @@ impl Pass {
     /// Takes the inputs of a micro-batch.
     pub(crate) fn input(&self, sums: &mut Sums, layer: &LayerId, x_nc: &Tensor) -> Result<(), Error> {
         match self {
-            Self::Plain(_) => sums.plain.accumulate(Side::Input, layer.as_str(), x_nc)?,
-            Self::Diagonal(_) | Self::HalfStep(_) => {
+            Self::Plain(Curvature::Kfac | Curvature::Activations) => {
+                sums.plain.accumulate(Side::Input, layer.as_str(), x_nc)?;
+            }
+            Self::Plain(Curvature::Identity) => {}
+            Self::Plain(Curvature::Diagonal) | Self::HalfStep(_) => {
                 sums.inputs.insert(layer.clone(), x_nc.shallow_clone());
             }
         }
         Ok(())
     }
 
-    /// Takes the gradients of a micro-batch whose inputs came before.
-    pub(crate) fn gradient(&self, sums: &mut Sums, layer: &LayerId, dy_nr: &Tensor) -> Result<(), Error> {
+    /// Takes the gradients of a micro-batch at a layer whose inputs came before, under the name `input`.
+    pub(crate) fn gradient(
+        &self,
+        sums: &mut Sums,
+        (layer, input): (&LayerId, &LayerId),
+        dy_nr: &Tensor,
+    ) -> Result<(), Error> {
+        let held = || {
+            let x_nc = sums.inputs.get(input);
+            x_nc.ok_or_else(|| CurvatureError::Unknown { name: format!("input of {layer}") })
+        };
         match self {
             Self::Plain(Curvature::Kfac) => sums.plain.accumulate(Side::Gradient, layer.as_str(), dy_nr)?,
-            Self::Plain(Curvature::Activations | Curvature::Diagonal | Curvature::Identity) => {}
-            Self::Diagonal(inputs) => {
-                let x_nc = held(inputs, &sums.inputs, layer)?;
-                sums.plain.accumulate_diagonal(layer.as_str(), x_nc, dy_nr)?;
-            }
-            Self::HalfStep(weighed) => {
-                let Some(half_step) = sums.half_steps.get_mut(layer.as_str()) else { return Ok(()) };
-                half_step.accumulate(held(&weighed.inputs, &sums.inputs, layer)?, dy_nr)?;
+            Self::Plain(Curvature::Activations | Curvature::Identity) => {}
+            Self::Plain(Curvature::Diagonal) => sums.plain.accumulate_diagonal(layer.as_str(), held()?, dy_nr)?,
+            Self::HalfStep(_) => {
+                if let Some(half_step) = sums.half_steps.get_mut(layer.as_str()) {
+                    half_step.accumulate(held()?, dy_nr)?;
+                }
             }
         }
         Ok(())
     }
-}
-
-/// Returns the input that a layer was shown in this micro-batch.
-fn held<'a>(
-    inputs: &BTreeMap<LayerId, LayerId>,
-    shown: &'a BTreeMap<LayerId, Tensor>,
-    layer: &LayerId,
-) -> Result<&'a Tensor, Error> {
-    let x_nc = inputs.get(layer).and_then(|input| shown.get(input));
-    Ok(x_nc.ok_or_else(|| CurvatureError::Unknown { name: format!("input of {layer}") })?)
 }
 
 impl Sums {

@@ -8,11 +8,10 @@ use crate::sums::{Pass, Sums, Weighed};
 use bytes::Bytes;
 use curvature::BlockFactors;
 use model::sweep::{Observer, ObserverError, SweepOptions, SweepResult};
-use model::{Decoder, ModelFolder, tensor_file};
+use model::{Decoder, tensor_file};
 use service::checkpoint::LayerBytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::Duration;
 use tch::Tensor;
 use tokio::sync::mpsc::Receiver;
@@ -68,8 +67,6 @@ pub(crate) fn sweep(
     // Open while the model loads, so that streams that come early find it.
     let _open = shelf.open(key.clone(), &task.blocks);
     let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
-    let both_at_once = task.pass > 0 || spec.curvature == Curvature::Diagonal;
-    let inputs = if both_at_once { inputs(spec)? } else { BTreeMap::new() };
     let (decoder, data) = session.load(&weights, spec, stored.changed)?;
     let blocks = decoder.blocks.len();
     if let Some(&block) = task.blocks.iter().find(|b| **b as usize >= blocks) {
@@ -98,9 +95,8 @@ pub(crate) fn sweep(
         shelf,
         key,
         pass: match task.pass {
-            0 if both_at_once => Pass::Diagonal(inputs),
             0 => Pass::Plain(spec.curvature),
-            number => Pass::HalfStep(Weighed { number, weighers: stored.weighers, inputs, device: decoder.device() }),
+            number => Pass::HalfStep(Weighed { number, weighers: stored.weighers, device: decoder.device() }),
         },
         sums: Sums::default(),
         tokens,
@@ -121,13 +117,6 @@ pub(crate) fn sweep(
     }
     collector.wait += shelf.wait_until_released(key, cancelled)?;
     Ok(Swept { result, wait: collector.wait, factor_bytes: collector.factor_bytes })
-}
-
-/// Returns the layer under whose name each layer's input is shown.
-fn inputs(spec: &RunSpec) -> Result<BTreeMap<LayerId, LayerId>, Error> {
-    let folder = ModelFolder::open(Path::new(&spec.model))?;
-    let layers = model::units::describe_for(&folder, spec)?.blocks.into_iter().flat_map(|block| block.layers);
-    Ok(layers.map(|layer| (layer.layer, layer.input)).collect())
 }
 
 fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions {
@@ -192,8 +181,8 @@ impl Observer for Collector<'_> {
         Ok(self.pass.input(&mut self.sums, layer, x_nc)?)
     }
 
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
-        Ok(self.pass.gradient(&mut self.sums, layer, dy_nr)?)
+    fn gradient(&mut self, layer: &LayerId, input: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+        Ok(self.pass.gradient(&mut self.sums, (layer, input), dy_nr)?)
     }
 
     fn finished(&mut self, block: u32) -> Result<(), ObserverError> {

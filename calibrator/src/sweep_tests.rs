@@ -173,7 +173,7 @@ impl Observer for Seen {
         Ok(())
     }
 
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+    fn gradient(&mut self, layer: &LayerId, _input: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
         self.1.entry(layer.clone()).or_default().push(dy_nr.to_kind(Kind::Double));
         Ok(())
     }

@@ -30,7 +30,7 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
     open(run, shot).await?; //                    the schedule's size for this shot
     iterate(run, shot).await?; //                 0  Kronecker sums only: the passes of a power iteration but the last
     tokio::try_join!(
-        calibrate(run, shot, run.spec().passes()), // 1  Kronecker factors of the loss's curvature, block by block from the last …
+        calibrate(run, shot), //                  1  Kronecker factors of the loss's curvature, block by block from the last …
         score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
     )?;
     loop {

@@ -28,11 +28,16 @@ use crate::event::Prepared;
 use crate::run::Run;
 use bytes::Bytes;
 use proto::InvalidMessage;
-use types::{Checkpoint, FactorDamping, ObjectRef, UnitGroup};
+use types::{Checkpoint, FactorDamping, ObjectRef, Sizes, UnitGroup};
 
 /// Returns what Prepare found.
 fn prepared(run: &Run) -> Result<Prepared, RunError> {
     run.history(|h| h.prepared.clone()).ok_or_else(|| invalid("journal", "a stage ran before the run was prepared"))
+}
+
+/// Returns the size before `shot`.
+fn size_before(run: &Run, shot: u32) -> Result<Sizes, RunError> {
+    run.history(|h| h.sizes(shot - 1)).ok_or_else(|| invalid("journal", "the last shot has no size"))
 }
 
 /// Returns how many units of a group are left after `shot`.

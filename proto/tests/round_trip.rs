@@ -87,8 +87,8 @@ prop_compose! {
     ) -> RunSpec {
         let half_steps = if choices.curvature == Curvature::Kfac { half_steps } else { 0 };
         let decay = if half_steps > 0 { 0.0 } else { decay };
-        let moves = choices.update == Update::Correlated && choices.curvature != Curvature::Identity;
-        let rounds = if choices.structure.is_masked() && moves { rounds } else { 1 };
+        let takes_rounds = choices.structure.takes_rounds(choices.update, choices.curvature);
+        let rounds = if takes_rounds { rounds } else { 1 };
         let adapts = !eval_data.is_empty() && !choices.structure.is_masked();
         let schedule = if adapts { choices.schedule } else { Schedule::Linear };
         RunSpec {

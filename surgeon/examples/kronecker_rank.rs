@@ -52,7 +52,7 @@ impl Observer for Tokens {
         Ok(())
     }
 
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<()> {
+    fn gradient(&mut self, layer: &LayerId, _input: &LayerId, dy_nr: &Tensor) -> Result<()> {
         self.g.entry(layer.clone()).or_default().push(dy_nr.f_to_kind(Kind::Double)?);
         Ok(())
     }

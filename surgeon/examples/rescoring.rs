@@ -39,6 +39,8 @@ const MAX_CORRELATE: u32 = 2000;
 struct Factors {
     blocks: BTreeMap<u32, BlockFactors>,
     now: u32,
+    /// The name that each layer's input is shown under.
+    inputs: BTreeMap<LayerId, LayerId>,
 }
 
 impl Factors {
@@ -57,7 +59,8 @@ impl Observer for Factors {
         self.add(Side::Input, layer, x_nc)
     }
 
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<()> {
+    fn gradient(&mut self, layer: &LayerId, input: &LayerId, dy_nr: &Tensor) -> Result<()> {
+        self.inputs.insert(layer.clone(), input.clone());
         self.add(Side::Gradient, layer, dy_nr)
     }
 
@@ -85,16 +88,11 @@ fn problems(decoder: &Decoder, samples: &[Vec<i64>]) -> Result<Vec<LayerProblem>
     let mut problems = Vec::new();
     for (b, layer) in layers() {
         let block = &factors.blocks[&b];
-        // Layers that share an input stand in its order: the last name that has an A is the one.
-        let before = decoder.blocks[b as usize].linears().into_iter().take_while(|l| l.name != layer.name);
-        let inputs: Vec<&str> = block.layers(Side::Input).collect();
-        let named = before.chain([layer]).filter(|l| inputs.contains(&l.name.as_str())).last();
-        let named = named.ok_or_else(|| format!("{} was shown no input", layer.name))?;
         problems.push(LayerProblem {
             layer: layer.name.clone(),
             w_rc: layer.weight.shallow_clone(),
             bias: layer.bias.is_some(),
-            a_cc: Some(block.finish(Side::Input, named.name.as_str())?),
+            a_cc: Some(block.finish(Side::Input, factors.inputs[&layer.name].as_str())?),
             g_rr: Some(block.finish(Side::Gradient, layer.name.as_str())?),
             tokens: swept.tokens,
             damping_scale: DampingScale::Diagonal,

@@ -1,7 +1,8 @@
 //! Tasks of the coordinator: which there are, and how each ends.
 //!
-//! All leased `Score` (or `Weigh`) tasks of one pass of a shot are one piece of work: their blocks are gathered together and computed as they
-//! become ready. Other tasks of a batch run one after the other; batches share the bench, which holds one block at a time.
+//! All leased `Score` (or `Weigh`) tasks of one pass of a shot are one piece of work: their blocks are gathered together
+//! and computed as they become ready. Other tasks of a batch run one after the other; batches share the bench, which holds
+//! one block at a time.
 
 mod block;
 mod score;

@@ -2,7 +2,7 @@
 
 use super::adapt::{Goal, goal};
 use super::finish::waypoint;
-use super::{check_damping, elements, invalid, load_json, prepared, units_left};
+use super::{check_damping, elements, invalid, load_json, prepared, size_before, units_left};
 use crate::error::RunError;
 use crate::event::{CutChosen, Event, History};
 use crate::run::Run;
@@ -35,8 +35,7 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
         paths.extend(load_json::<Vec<RemovalPath>>(run, &scored.scores).await?);
     }
     let target = run.spec().target;
-    let before = run.history(|h| h.sizes(shot - 1)).ok_or_else(|| invalid("journal", "the last shot has no size"))?;
-    let before = before.measured_by(&target);
+    let before = size_before(run, shot)?.measured_by(&target);
     let limit = match known.limit {
         History::UNDECIDED => adapted(run, shot, &paths, before).await?,
         limit => limit,

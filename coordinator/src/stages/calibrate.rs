@@ -1,5 +1,5 @@
-//! Stage 1: the factors of every shard of the calibration data; for Kronecker sums in several passes, each weighed by what
-//! the one before found.
+//! Stage 1: the factors of every shard of the calibration data; for Kronecker sums in several passes, each weighed by
+//! what the one before found.
 
 use super::score::weigh;
 use super::{prepared, wrong_result};
@@ -17,8 +17,13 @@ use types::{LayerDescription, ModelDescription, RunSpec};
 const MAX_BATCH_TOKENS: u64 = 2048;
 
 /// Returns how the run's calibration data is cut into shards: part of what fixes the order of all sums.
-pub(super) fn shards(run: &Run) -> Result<Vec<ShardPlan>, RunError> {
+fn shards(run: &Run) -> Result<Vec<ShardPlan>, RunError> {
     Ok(shard_plan(run.spec(), &prepared(run)?.model))
+}
+
+/// Returns in how many shards one pass over a shot's samples comes.
+pub(super) fn shard_count(run: &Run) -> Result<u32, RunError> {
+    Ok(u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX))
 }
 
 /// Returns how the calibration data of a run of `spec` on `model` is cut into shards.
@@ -52,15 +57,20 @@ pub(super) fn first_sample(run: &Run, shot: u32) -> Result<u64, RunError> {
 /// turned into what weighs its tokens in the pass after. None for the product of plain means.
 pub(crate) async fn iterate(run: &Run, shot: u32) -> Result<(), RunError> {
     for pass in 0..run.spec().passes() {
-        futures::try_join!(calibrate(run, shot, pass), weigh(run, shot, pass))?;
+        tokio::try_join!(sweep(run, shot, pass), weigh(run, shot, pass))?;
     }
     Ok(())
 }
 
-/// Sweeps, in one pass, the shards whose sums are not all stored yet. Blocks that are done are swept over, not summed again.
-pub(crate) async fn calibrate(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
-    let shards = shards(run)?;
-    let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
+/// The shot's last pass, for most curvatures the only one.
+pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
+    sweep(run, shot, run.spec().passes()).await
+}
+
+/// Sweeps, in one pass, the shards whose sums are not all stored yet. Blocks that are done are swept over, not summed
+/// again.
+async fn sweep(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
+    let (shards, count) = (shards(run)?, shard_count(run)?);
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     let all = count.saturating_mul(run.spec().passes() + 1);
     run.pool().open_plan(run.id().as_str(), shot, all, |shard| known.shards.contains_key(&shard));

@@ -1,8 +1,9 @@
 //! Stage 3 for single weights: costs stay with their surgeons; two counts of their digits give one exact threshold. A shot
 //! may choose them in several rounds.
 
+use super::calibrate::shard_count;
 use super::score::{each_block, rounds_done};
-use super::{bad_message, check_damping, invalid, load_json, prepared, put_manifest, wrong_result};
+use super::{bad_message, check_damping, invalid, load_json, prepared, put_manifest, size_before, wrong_result};
 use crate::error::RunError;
 use crate::event::{BlockRefined, BlockUpdated, CutChosen, Event, History, RoundDone};
 use crate::run::Run;
@@ -23,7 +24,7 @@ pub(crate) async fn refine(run: &Run, shot: u32) -> Result<(), RunError> {
     let first = load(run, known.scored.values().map(|b| &b.scores)).await?;
     let (bin, _) = first_digit(run, shot, limit(run, shot)?, &first)?;
     let checkpoint = run.history(|h| h.cut_from(shot));
-    let shards = u32::try_from(super::calibrate::shards(run)?.len()).unwrap_or(u32::MAX);
+    let shards = shard_count(run)?;
     let blocks: Vec<u32> = known.scored.keys().rev().copied().filter(|b| !known.refined.contains_key(b)).collect();
     let (digit, round) = (u32::from(bin.digit), rounds_done(run, shot));
     let work = |block: &u32| v1::RefineTask { block: *block, checkpoint: checkpoint.clone(), shards, digit, round };
@@ -46,7 +47,8 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
     if !first.iter().map(|h| &h.layer).eq(second.iter().map(|h| &h.layer)) {
         return Err(invalid("histograms", "the second count is of other layers than the first"));
     }
-    let (bin, items) = first_digit(run, shot, limit(run, shot)?, &first)?;
+    let limit = limit(run, shot)?;
+    let (bin, items) = first_digit(run, shot, limit, &first)?;
     let cut = |source| RunError::Cut { shot, source };
     let threshold = radix::second_round(bin, &merged(shot, &second)?, items).map_err(cut)?;
     let low = (threshold.bits & 0xFFFF) as u16;
@@ -75,7 +77,7 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
         threshold: Some(f64::from(threshold.cost()) / weights_an_item(run) as f64),
         predicted: None,
         predicted_other_shape: None,
-        freed_prunable: before(run, shot)?.saturating_sub(limit(run, shot)?),
+        freed_prunable: size_before(run, shot)?.prunable.saturating_sub(limit),
         damped_layers,
         largest_damping,
         layers,
@@ -103,16 +105,10 @@ pub(crate) async fn next_round(run: &Run, shot: u32) -> Result<bool, RunError> {
     Ok(true)
 }
 
-/// Returns how many prunable weights there were before the shot.
-fn before(run: &Run, shot: u32) -> Result<u64, RunError> {
-    let sizes = run.history(|h| h.sizes(shot - 1));
-    Ok(sizes.ok_or_else(|| invalid("journal", "the last shot has no size"))?.prunable)
-}
-
 /// Returns how many prunable weights the present round may leave.
 fn limit(run: &Run, shot: u32) -> Result<u64, RunError> {
     let limit = run.history(|h| h.shots.get(&shot).map_or(History::UNDECIDED, |s| s.limit));
-    Ok(schedule::round_limit(before(run, shot)?, limit, rounds_done(run, shot), run.spec().rounds))
+    Ok(schedule::round_limit(size_before(run, shot)?.prunable, limit, rounds_done(run, shot), run.spec().rounds))
 }
 
 /// Returns where the last item to go lies, and how many go: all that the dense model has more than the limit. Items

@@ -1,7 +1,7 @@
 //! Stages 2 and 4: the removal paths of every block, and their cut carried out; before them, what power iteration needs
 //! between its passes. All are one task a block.
 
-use super::calibrate::shards;
+use super::calibrate::shard_count;
 use super::{bad_message, invalid, prepared, wrong_result};
 use crate::error::RunError;
 use crate::event::{BlockScored, BlockUpdated, BlockWeighed, Event};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) async fn weigh(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     let checkpoint = run.history(|h| h.checkpoint(shot - 1));
-    let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
+    let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| known.weighed.contains_key(&(pass, b)) || known.scored.contains_key(&b))?;
     let works = blocks
         .iter()
@@ -32,7 +32,7 @@ pub(super) async fn weigh(run: &Run, shot: u32, pass: u32) -> Result<(), RunErro
 pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
     let scored = run.history(|h| h.shots.get(&shot).map(|s| s.scored.clone()).unwrap_or_default());
     let checkpoint = run.history(|h| h.cut_from(shot));
-    let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
+    let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| scored.contains_key(&b))?;
     let round = rounds_done(run, shot);
     let work = |block: &u32| v1::ScoreTask { block: *block, checkpoint: checkpoint.clone(), shards, round };
@@ -59,7 +59,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
     let cut = known.cut.ok_or_else(|| invalid("journal", "an update ran before the cut was chosen"))?;
     let model = prepared(run)?.model;
     let checkpoint = run.history(|h| h.cut_from(shot));
-    let shards = u32::try_from(shards(run)?.len()).unwrap_or(u32::MAX);
+    let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| known.updated.contains_key(&b))?;
     let mut works = Vec::with_capacity(blocks.len());
     for block in &blocks {

@@ -70,7 +70,7 @@ impl Observer for Gram {
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<()> {
         self.add(format!("A:{layer}"), x_nc)
     }
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<()> {
+    fn gradient(&mut self, layer: &LayerId, _input: &LayerId, dy_nr: &Tensor) -> Result<()> {
         self.add(format!("G:{layer}"), dy_nr)
     }
     fn finished(&mut self, _: u32) -> Result<()> {

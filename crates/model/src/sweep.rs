@@ -39,8 +39,9 @@ pub trait Observer {
     /// layer has a bias. Once per micro-batch and tensor.
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError>;
 
-    /// Takes gradients of the summed loss with respect to the output of `layer`, [n, r].
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError>;
+    /// Takes gradients of the summed loss with respect to the output of `layer`, [n, r], after the inputs of the same
+    /// micro-batch; those of this layer were shown under the name `input`.
+    fn gradient(&mut self, layer: &LayerId, input: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError>;
 
     /// Ends a block: everything of it has been seen. May block while earlier blocks are not yet taken away.
     fn finished(&mut self, block: u32) -> Result<(), ObserverError>;

@@ -49,7 +49,7 @@ impl Observer for Seen {
     fn input(&mut self, layer: &LayerId, x_nc: &Tensor) -> Result<(), ObserverError> {
         self.add(format!("A:{layer}"), x_nc)
     }
-    fn gradient(&mut self, layer: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+    fn gradient(&mut self, layer: &LayerId, _input: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
         self.add(format!("G:{layer}"), dy_nr)
     }
     fn finished(&mut self, block: u32) -> Result<(), ObserverError> {

@@ -23,7 +23,7 @@ impl Observer for Nothing {
         let _ = x_nc.f_sum(Kind::Float)?;
         Ok(())
     }
-    fn gradient(&mut self, _: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
+    fn gradient(&mut self, _: &LayerId, _: &LayerId, dy_nr: &Tensor) -> Result<(), ObserverError> {
         let _ = dy_nr.f_sum(Kind::Float)?;
         Ok(())
     }

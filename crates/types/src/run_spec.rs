@@ -286,12 +286,10 @@ impl RunSpec {
         let fits = self.curvature != Curvature::Diagonal || update == Update::None;
         faults.unless(fits, "update", "a diagonal curvature knows no correlations to update by; take none");
         self.check_kronecker_sum(faults);
-        let problem = format!("only single weights are chosen in rounds, not {structure}; take 1");
-        faults.unless(self.rounds == 1 || structure.is_masked(), "rounds", problem);
-        let moves = update == Update::Correlated && self.curvature != Curvature::Identity;
-        let problem =
-            "rounds go on from the joint optimum of the one before; they take update correlated, and a curvature";
-        faults.unless(self.rounds == 1 || moves, "rounds", problem);
+        let problem = "rounds go on from the joint optimum of the one before: only for single weights (element and n:m), with \
+                       update correlated and a curvature; take 1";
+        let takes_rounds = structure.takes_rounds(update, self.curvature);
+        faults.unless(self.rounds == 1 || takes_rounds, "rounds", problem);
         let known = structure.is_masked() || !matches!(update, Update::Grouped | Update::TwoSided);
         let problem = format!("{update} is for single weights (element and n:m); take correlated, independent or none");
         faults.unless(known, "update", problem);

@@ -203,6 +203,13 @@ choices! {
     }
 }
 
+impl Structure {
+    /// Returns whether a shot can choose what goes in rounds: single weights, whose costs a joint update moves.
+    pub fn takes_rounds(self, update: Update, curvature: Curvature) -> bool {
+        self.is_masked() && update == Update::Correlated && curvature != Curvature::Identity
+    }
+}
+
 impl DampingScale {
     /// Returns λ for A and G when none is asked for.
     pub fn usual(self, structure: Structure) -> (f64, f64) {

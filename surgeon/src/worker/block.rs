@@ -41,8 +41,12 @@ impl Handler {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
-        self.lay_out(shot, (block, job.spec.passes()), lease).await?;
-        self.mix(shot, &job, lease).await?;
+        if block.round == 0 {
+            self.lay_out(shot, (block, job.spec.passes()), lease).await?;
+            self.mix(shot, &job, lease).await?;
+        } else {
+            self.lay_out_again(shot, (&job.spec, block), lease).await?;
+        }
         let json = self
             .with_factors(lease, move |bench, cancelled| {
                 if job.spec.structure.is_masked() {

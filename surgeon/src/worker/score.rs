@@ -1,4 +1,5 @@
-//! The `Score` tasks of one shot, or the `Weigh` tasks of one of its passes: gathered together, computed one block at a time as blocks become ready.
+//! The `Score` tasks of one shot, or the `Weigh` tasks of one of its passes: gathered together, computed one block at a
+//! time as blocks become ready.
 
 use super::Handler;
 use crate::error::Error;
@@ -30,7 +31,7 @@ pub(super) struct BlockTask {
     pub(super) lease: Lease,
 }
 
-/// All leased blocks of one shot.
+/// All leased blocks of one pass of a shot.
 pub(super) struct BlockBatch<'a> {
     handler: &'a Handler,
     shot: PassOfShot,

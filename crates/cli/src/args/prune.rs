@@ -290,8 +290,7 @@ impl PruneArgs {
 
     /// Returns the rounds of a shot: what was asked for, or the usual number.
     pub(crate) fn rounds(&self) -> u32 {
-        let moves = self.update == Update::Correlated && self.curvature != Curvature::Identity;
-        let chosen_anew = self.structure.structure.is_masked() && moves;
+        let chosen_anew = self.structure.structure.takes_rounds(self.update, self.curvature);
         self.rounds.unwrap_or(if chosen_anew { USUAL_ROUNDS } else { 1 })
     }
 

@@ -94,8 +94,8 @@ struct Capture<'a> {
     observer: &'a mut dyn Observer,
     /// Inputs that the observer has seen.
     inputs: Vec<LayerId>,
-    /// Outputs whose gradient is wanted.
-    outputs: Vec<(LayerId, Tensor)>,
+    /// Outputs whose gradient is wanted, each with its layer and the name that its input was shown under.
+    outputs: Vec<(LayerId, LayerId, Tensor)>,
     /// Time inside the observer.
     gram: Duration,
 }
@@ -126,18 +126,18 @@ impl<'a> Capture<'a> {
 
     /// Returns the outputs of the wanted layers, if every one was met.
     fn outputs(&self) -> Result<Vec<Tensor>, ModelError> {
-        match self.wanted.iter().find(|layer| self.outputs.iter().all(|(met, _)| met != *layer)) {
+        match self.wanted.iter().find(|layer| self.outputs.iter().all(|(met, ..)| met != *layer)) {
             Some(layer) => Err(ModelError::UnknownLayer { layer: layer.to_string(), block: self.block }),
-            None => Ok(self.outputs.iter().map(|(_, y)| y.shallow_clone()).collect()),
+            None => Ok(self.outputs.iter().map(|(.., y)| y.shallow_clone()).collect()),
         }
     }
 
     /// Shows the observer the gradients at [`Self::outputs`], in the same order.
     fn gradients(&mut self, gradients: Vec<Tensor>) -> Result<(), ModelError> {
-        for ((layer, _), dy) in self.outputs.drain(..).zip(gradients) {
+        for ((layer, input, _), dy) in self.outputs.drain(..).zip(gradients) {
             let dy_nr = as_rows(&dy)?;
             let start = Instant::now();
-            let seen = self.observer.gradient(&layer, &dy_nr);
+            let seen = self.observer.gradient(&layer, &input, &dy_nr);
             seen.map_err(|source| ModelError::Observer { block: self.block, source })?;
             self.gram += start.elapsed();
         }
@@ -154,7 +154,7 @@ impl Tap for Capture<'_> {
         let seen = tch::no_grad(|| self.input(layer, input, x));
         seen.map_err(|source| ModelError::Observer { block: self.block, source })?;
         let y = if y.requires_grad() { y } else { y.f_detach()?.f_set_requires_grad(true)? };
-        self.outputs.push((layer.name.clone(), y.shallow_clone()));
+        self.outputs.push((layer.name.clone(), input.clone(), y.shallow_clone()));
         Ok(y)
     }
 }

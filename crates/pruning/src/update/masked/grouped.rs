@@ -103,7 +103,6 @@ impl Layer<'_> {
         Ok(match &self.gi_rr {
             // One row, as most groups of large layers: one number, for which a matrix of it would cost as much as the rest.
             Some(gi) if count == 1 => by_columns.f_mul_(&gi.f_narrow(0, first, 1)?.f_narrow(1, first, 1)?)?,
-            None if count == 1 => by_columns,
             Some(gi) => {
                 let gi = gi.f_narrow(0, first, count)?.f_narrow(1, first, count)?;
                 by_columns.f_mul_(&block(&gi, &rows, &rows)?)?
