@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prunes glassllm-en in every form we write and has stock transformers, without torch, read the folders (check_autoconfig.py).
+# Prunes glassllm-en in every form we write and has stock transformers, without torch, read the folders (check_autoconfig.py);
+# writes small models as GGUF and has the package `gguf` read them (verify_formats.py).
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -24,7 +25,8 @@ glassllm="$cache/models/glassllm-en"
 prune uniform "$glassllm" --target-size 0.8 --shots 2 --multiple-of 1
 prune half "$glassllm" --target-size 0.5 --shots 1 --multiple-of 4
 prune query-heads "$glassllm" --target-size 0.6 --shots 1 --multiple-of 1 --heads query-head
-prune padded "$glassllm" --target-size 0.7 --shots 1 --multiple-of 1 --shape per-layer
+prune padded "$glassllm" --target-size 0.7 --shots 1 --multiple-of 1 --shape padded
+prune per-layer "$glassllm" --target-size 0.7 --shots 1 --multiple-of 1 --shape per-layer
 prune row-column "$glassllm" --target-size 0.8 --shots 1 --structure row-column
 
 # The FFN of 64 cannot shrink here, so a head must go, and 96 is no multiple of 5 heads.
@@ -34,3 +36,7 @@ grep -q '"num_attention_heads": 5' "$work/out/five-heads/config.json" || die "fi
 
 "$interpreter" "$scripts/check_autoconfig.py" "$glassllm" "$work"/out/*
 say "stock transformers reads all of them"
+
+# The same models in every format, for the GGUF reader of another project.
+"${CARGO:-cargo}" run --quiet --release -p model --example write_formats -- "$work/formats" >/dev/null
+"$interpreter" "$scripts/verify_formats.py" read "$work/formats"

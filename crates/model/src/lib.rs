@@ -30,7 +30,7 @@ pub mod tokens;
 pub mod units;
 
 pub use checkpoint::ModelFolder;
-pub use config::{Activation, ModelConfig, Rope, RopeScaling};
+pub use config::{Activation, BlockWidths, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Attention, Block, Decoder, HeadNorms, Mlp, NoTap, Norm, Tap};
 pub use error::ModelError;
 pub use family::{BlockLayers, Family, MlpLayers};

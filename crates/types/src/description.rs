@@ -20,6 +20,9 @@ pub struct ModelDescription {
     pub dense: Sizes,
     /// Blocks from the first to the last.
     pub blocks: Vec<BlockDescription>,
+    /// Why blocks of different widths cannot be written in the run's format; empty if they can.
+    #[serde(default)]
+    pub own_widths_refused: String,
 }
 
 impl ModelDescription {

@@ -52,6 +52,8 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         damping_g: args.damping().g,
         max_damped_layers: args.max_damped_layers.unwrap_or(u32::MAX),
         multiple_of: args.multiple_of,
+        format: args.format,
+        gguf_type: args.gguf_type,
         seed: args.seed,
         dtype: args.dtype,
         boundary_dtype: args.boundary_dtype.unwrap_or(args.dtype),

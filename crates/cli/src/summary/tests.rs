@@ -71,6 +71,7 @@ fn journal() -> Vec<Event> {
                 max_positions: 16,
                 dense,
                 blocks: vec![],
+                own_widths_refused: String::new(),
             },
             data: data(),
             eval_data: Some(data()),
@@ -95,6 +96,7 @@ fn journal() -> Vec<Event> {
             threshold: None,
             predicted: Some(0.25),
             predicted_other_shape: Some(0.125),
+            shape: None,
             freed_prunable: 200,
             damped_layers: 1,
             largest_damping: 0.1,
@@ -178,7 +180,7 @@ fn a_run_without_its_end_has_no_summary() {
 #[test]
 fn a_path_is_quoted_only_where_a_shell_needs_it() {
     assert_eq!(
-        lm_eval("/a/b-1.0"),
+        lm_eval("/a/b-1.0", &spec(), Shape::Uniform),
         "lm_eval --model hf --model_args pretrained=/a/b-1.0,dtype=float32 --tasks wikitext"
     );
     assert_eq!(shell_word("it's"), r"'it'\''s'");

@@ -21,7 +21,7 @@ pub(super) fn text(folder: &ModelFolder) -> String {
 }
 
 /// Returns the base model's name on the hub if it lies in a hub cache, otherwise the name of its folder.
-fn base_model(folder: &Path) -> String {
+pub(super) fn base_model(folder: &Path) -> String {
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let names: Vec<_> = absolute.iter().map(|part| part.to_string_lossy()).collect();
     let cached = names.iter().find_map(|name| name.strip_prefix("models--"));
