@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
-use types::{LayerCut, RunSpec, Shape};
+use types::{LayerCut, Pattern, RunSpec, Shape, Target};
 
 /// Tokens on which the written model must compute what the one in memory computes.
 const CHECK_TOKENS: i64 = 64;
@@ -117,6 +117,7 @@ impl Handler {
         let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
         let changed = checkpoint::layers(&self.store, checkpoint.layers).await?;
         let path = PathBuf::from(&output);
+        let pattern = full_pattern(&spec, &output);
         let written = self
             .on_bench(move |bench| {
                 // The written tensors are compared on the CPU, wherever the rest was computed.
@@ -131,6 +132,7 @@ impl Handler {
                     },
                     format: spec.format,
                     gguf_type: spec.gguf_type,
+                    pattern,
                     shard_bytes: WriteOptions::SHARD_BYTES,
                 };
                 let ids = check_ids(folder.config().vocab, folder.config().max_positions);
@@ -154,6 +156,15 @@ impl Handler {
         let bench = Arc::clone(&self.bench);
         self.compute.run(move || job(&mut bench.lock().unwrap_or_else(PoisonError::into_inner))).await?
     }
+}
+
+/// Returns the pattern that every window of the model at `output` must have: where the run ends with all of them cut.
+fn full_pattern(spec: &RunSpec, output: &str) -> Option<Pattern> {
+    let share = match spec.target {
+        Target::Size(share) => share,
+        Target::Parameters(_) | Target::Bytes(_) => return None,
+    };
+    spec.pattern.filter(|pattern| output == spec.output && share <= pattern.share())
 }
 
 /// Returns tokens spread over the vocabulary, the same for the same model.

@@ -174,6 +174,18 @@ pub enum ModelError {
         /// Largest allowed.
         allowed: f64,
     },
+    /// A written layer that breaks its pattern: a bug, so the folder has been removed.
+    #[error(
+        "layer {layer}: {broken} windows keep more weights than the pattern {pattern} lets them; nothing was left there"
+    )]
+    Pattern {
+        /// The layer.
+        layer: String,
+        /// n:m.
+        pattern: String,
+        /// Windows that keep too many.
+        broken: u64,
+    },
     /// The caller asked for an end; nothing is wrong.
     #[error("stopped on request")]
     Stopped,

@@ -6,6 +6,7 @@
 mod card;
 pub mod gguf;
 pub mod huggingface;
+mod masks;
 mod staging;
 mod writable;
 
@@ -18,7 +19,7 @@ use crate::{Decoder, ModelError, ModelFolder, Overlay};
 use staging::Staging;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-use types::{Format, GgufType};
+use types::{Format, GgufType, Pattern};
 
 /// The report of the run, beside the weights.
 const REPORT: &str = "pruning_report.json";
@@ -32,6 +33,8 @@ pub struct WriteOptions {
     pub format: Format,
     /// Number format of the matrices in a GGUF file.
     pub gguf_type: GgufType,
+    /// The pattern that every window must have, where it was asked for in full.
+    pub pattern: Option<Pattern>,
     /// Largest size of a safetensors file, in bytes, unless a single tensor is larger.
     pub shard_bytes: u64,
 }
@@ -42,7 +45,7 @@ impl WriteOptions {
 
     /// Returns the options for a Hugging Face folder.
     pub fn huggingface(breadth: Breadth) -> Self {
-        Self { breadth, format: Format::Hf, gguf_type: GgufType::Auto, shard_bytes: Self::SHARD_BYTES }
+        Self { breadth, format: Format::Hf, gguf_type: GgufType::Auto, pattern: None, shard_bytes: Self::SHARD_BYTES }
     }
 }
 
@@ -86,19 +89,25 @@ pub fn write(
     };
     let staging = Staging::begin(output)?;
     staging.write(REPORT, report_json.as_bytes())?;
-    staging.write("README.md", card::text(folder).as_bytes())?;
+    staging.write("README.md", card::text(folder, &compaction, options.format).as_bytes())?;
     let mut logit_difference: f64 = 0.0;
-    if options.format.has_hf() {
-        huggingface::fill(folder, &compaction, options.shard_bytes, &staging)?;
-        logit_difference = expected.compare(&huggingface::read_back(&staging)?, huggingface::tolerance(folder))?;
-    } else {
-        huggingface::copy_licences(folder, &staging)?;
-    }
+    let mut check = |written: &Decoder, tolerance| {
+        logit_difference = logit_difference.max(expected.compare(written, tolerance)?);
+        match compaction.blocks() {
+            Some(_) => Ok(()),
+            // Tensors keep their shapes, and what went is zero.
+            None => staging.write(masks::FILE, masks::report(folder, written, options.pattern)?.as_bytes()),
+        }
+    };
     if options.format.has_gguf() {
         let kind = gguf::fill(folder, &compaction, options.gguf_type, &staging)?;
-        let difference =
-            expected.compare(&gguf::read_back(&staging, folder.config())?, gguf::tolerance(folder, kind))?;
-        logit_difference = logit_difference.max(difference);
+        check(&gguf::read_back(&staging, folder.config())?, gguf::tolerance(folder, kind))?;
+    }
+    if options.format.has_hf() {
+        huggingface::fill(folder, &compaction, options.shard_bytes, &staging)?;
+        check(&huggingface::read_back(&staging)?, huggingface::tolerance(folder))?;
+    } else {
+        huggingface::copy_licences(folder, &staging)?;
     }
     let (blake3, bytes) = staging.publish()?;
     tracing::info!(output = %output.display(), bytes, logit_difference, "model written");

@@ -21,6 +21,7 @@ const OPTIONS: WriteOptions = WriteOptions {
     breadth: Breadth::Common { multiple_of: 8 },
     format: Format::Hf,
     gguf_type: GgufType::Auto,
+    pattern: None,
     shard_bytes: WriteOptions::SHARD_BYTES,
 };
 
@@ -179,6 +180,13 @@ fn row_column_keeps_shapes_and_config_and_its_zeros_are_positive() {
     assert_eq!(fs::read(output.join("config.json")).unwrap(), fs::read(golden("mistral").join("config.json")).unwrap());
     let out = ModelFolder::open(&output).unwrap();
     assert_eq!(out.tensors(), folder.tensors());
+    let masks = json_of(&output.join("mask_report.json"));
+    let gate =
+        masks["layers"].as_array().unwrap().iter().find(|l| l["layer"] == "model.layers.0.mlp.gate_proj").unwrap();
+    assert_eq!(
+        (&gate["zeros"], &gate["zero_rows"], &gate["zero_columns"]),
+        (&json!(2 * 32 + 56 - 2), &json!(2), &json!(1))
+    );
     for spec in out.tensors() {
         let tensor = out.tensor(&spec.name, Kind::Float, Device::Cpu).unwrap();
         let negative_zeros = tensor.signbit().logical_and(&tensor.eq(0.0)).sum(Kind::Int64).int64_value(&[]);
