@@ -1,12 +1,13 @@
 //! The program `llm-surgeon`: prunes, measures and shows language models.
 //!
-//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`inspect`]. Results go to standard output, progress and logs to standard
+//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`generate`], [`inspect`]. Results go to standard output, progress and logs to standard
 //! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
 //! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
 
 mod args;
 mod error;
 mod eval;
+mod generate;
 mod inspect;
 mod local;
 mod materialise;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Prune(args) => prune::run(&args),
         Command::Materialise(args) => materialise::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };
     ExitCode::from(error::report_error(done).code())

@@ -41,7 +41,7 @@ pub enum ModelError {
         /// What is not supported, and what is.
         reason: String,
     },
-    /// A broken safetensors file or index: fetch it again.
+    /// A broken tensor file or index: fetch it again.
     #[error("{file}: {reason}; the file is damaged or incomplete, fetch it again")]
     TensorFile {
         /// The file, or what the bytes were meant to be.

@@ -20,6 +20,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod family;
+pub mod generate;
 pub mod linear;
 pub mod overlay;
 pub mod perplexity;

@@ -103,7 +103,7 @@ impl UnitGroup {
 pub struct DataDescription {
     /// BLAKE3 over the documents' text, in reading order.
     pub digest: String,
-    /// BLAKE3 of tokenizer.json.
+    /// BLAKE3 of tokenizer.json, or over vocab.json and merges.txt.
     pub tokenizer_digest: String,
     /// Documents used.
     pub documents: u64,

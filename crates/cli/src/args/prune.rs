@@ -78,7 +78,7 @@ impl FromStr for DampingPair {
 #[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "one a flag")]
 pub(crate) struct PruneArgs {
-    /// Model folder: config.json, *.safetensors and tokenizer.json, as on the Hugging Face hub
+    /// Model folder: config.json, *.safetensors or *.bin, and tokenizer.json, as on the Hugging Face hub
     pub(crate) model: PathBuf,
 
     /// Calibration text: a file, a folder or a glob; give it again for more
