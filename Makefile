@@ -100,7 +100,7 @@ verify-hf: build ## Every family, shape and FOLDERS=... against transformers + t
 	@scripts/verify_hf.sh $(or $(FOLDERS),$(MODEL))
 
 .PHONY: verify-gguf
-verify-gguf: setup ## Every family, shape and number format against llama.cpp: logits (builds it once, ten minutes)
+verify-gguf: build ## Every family, shape and number format against llama.cpp: logits (builds it once, ten minutes)
 	@scripts/verify_formats.sh gguf
 
 .PHONY: golden
