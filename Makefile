@@ -103,6 +103,10 @@ verify-hf: build ## Every family, shape and FOLDERS=... against transformers + t
 verify-gguf: build ## Every family, shape and number format against llama.cpp: logits (builds it once, ten minutes)
 	@scripts/verify_formats.sh gguf
 
+.PHONY: verify-guide
+verify-guide: build ## Run the blocks of docs/take-it-from-here.md that can run here (transformers, PEFT, llama.cpp)
+	@scripts/verify_guide.sh
+
 .PHONY: golden
 golden: ## Make testdata/golden again with transformers + torch: a reviewed difference
 	@scripts/golden.sh
