@@ -439,6 +439,19 @@ async fn the_rounds_of_a_shot_continue_from_any_prefix_too() {
     assert!(report.shots.iter().all(|shot| (shot.predicted - predicted).abs() < 1e-9), "{:?}", report.shots);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shape_that_auto_comes_to_is_that_of_all_shots() {
+    let auto = RunSpec { shape: Shape::Auto, shots: 2, ..spec() };
+    let report = continued_from_any_prefix(auto.clone()).await;
+    let choice = report.shape_choice.as_ref().unwrap();
+    // Here the cheapest units lie unevenly, so equal widths cost more than a quarter more.
+    assert_eq!(choice.shape, Shape::PerLayer, "{choice:?}");
+    assert!(choice.reason.contains("nats per token"), "{choice:?}");
+    let asked = continued_from_any_prefix(RunSpec { shape: Shape::PerLayer, ..auto }).await;
+    assert_eq!((report.after, report.kept), (asked.after, asked.kept));
+    assert_eq!(asked.shape_choice, None);
+}
+
 /// Runs `spec`, then once more from every prefix of its journal; returns the report, which is always the same.
 async fn continued_from_any_prefix(spec: RunSpec) -> RunReport {
     let whole = site(Store::memory(), true).await;

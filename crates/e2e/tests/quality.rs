@@ -48,7 +48,9 @@ fn the_summary_agrees_with_a_second_look_at_the_folder() {
 fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
     let temp = tempfile::tempdir().unwrap();
     let two_terms = ["--kronecker-rank", "2", "--half-steps", "2", "--scoring", "independent", "--shape", "per-layer"];
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 11] = [
+        ("auto", &["--shape", "auto", "--scoring", "independent"]),
+        ("padded", &["--shape", "padded", "--scoring", "independent"]),
         ("two-terms", &two_terms),
         ("iterated", &["--half-steps", "3", "--structure", "row-column"]),
         ("diagonal", &["--curvature", "diagonal", "--update", "none", "--decay", "0.5"]),
@@ -65,7 +67,13 @@ fn every_structure_shape_and_unit_writes_a_folder_that_meets_its_target() {
         let left = after.as_f64().unwrap() / before.as_f64().unwrap();
         assert!(left <= 0.8 && left > 0.77, "{name}: {left}");
         assert!(perplexity(&said, "after") < 3.0 * perplexity(&said, "before"), "{name}");
+        assert!(said["shape"] != "auto", "{name}: {}", said["shape"]);
+        // Only widths of their own need a file of code, and only they make the files smaller than padded ones.
+        let own = said["structure"] == "coupled" && said["shape"] == "per-layer";
+        assert_eq!(temp.path().join(name).join("modeling_per_layer.py").exists(), own, "{name}");
     }
+    let bytes = |name: &str| std::fs::metadata(temp.path().join(name).join("model.safetensors")).unwrap().len();
+    assert!(bytes("per-layer") < bytes("padded"));
 }
 
 #[test]

@@ -89,6 +89,19 @@ fn targets_out_of_range_say_what_can_remain() {
 }
 
 #[test]
+fn what_no_runtime_would_load_is_refused_with_what_works() {
+    let prune = |place: &Place, more: &[&str]| place.prune(&[&SIZE, more].concat());
+    let place = Place::with("opt");
+    prune(&place, &["--format", "gguf"]).refused(64, &["--format gguf", "no OPT", "take --format hf"]);
+    let place = Place::with("qwen3");
+    prune(&place, &["--format", "both", "--shape", "per-layer"]).refused(64, &["norms of queries", "--shape uniform"]);
+    let place = Place::with("llama-gqa");
+    let adaptive = ["--shape", "auto", "--schedule", "adaptive", "--eval-data", "text.txt"];
+    prune(&place, &adaptive).refused(64, &["--shape: auto", "take uniform"]);
+    place.untouched();
+}
+
+#[test]
 fn numbers_out_of_range_are_told_at_once_by_their_flags() {
     let place = Place::with("llama-gqa");
     let said = place.prune(&["--target-size", "0.8", "--shots", "0", "--damping", "0.1,99", "--seq-len", "1"]);
