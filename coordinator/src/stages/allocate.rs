@@ -2,12 +2,12 @@
 
 use super::adapt::{Goal, goal};
 use super::finish::waypoint;
-use super::{check_damping, elements, invalid, load_json, prepared, size_before, units_left};
+use super::{check_damping, curve, elements, invalid, load_json, prepared, size_before, units_left};
 use crate::error::RunError;
 use crate::event::{CutChosen, Event, History};
 use crate::run::Run;
 use planning::schedule;
-use planning::threshold::{self, Cut, LayerPath, Ranking};
+use planning::threshold::{self, Cut, LayerPath, Ranking, Stretch};
 use proto::v1;
 use serde::Serialize;
 use service::keys;
@@ -50,12 +50,14 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
         Shape::PerLayer if run.spec().structure == Structure::Coupled => Some(Shape::Uniform),
         Shape::PerLayer => None,
     };
+    let order = threshold::removal_order(&layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
     if run.spec().keep_paths {
-        put_removal_order(run, shot, &paths, (&layers, before)).await?;
+        put_removal_order(run, shot, &paths, (&order, before)).await?;
     }
+    let curve = curve::curve(run, shot, (&paths, &layers, &order), before)?;
     // Only for the report: the other shape need not be possible (unequal widths, too coarse a quantum).
     let other = other.and_then(|shape| solve(run, shape, &layers, to_free).ok()).map(|cut| cut.predicted);
-    chosen(run, shot, &paths, &cut, other)
+    Ok(CutChosen { curve: Some(curve), ..chosen(run, shot, &paths, &cut, other)? })
 }
 
 /// Decides and records how far an adaptive shot goes: to its goal if that is within the bound, otherwise as far as the bound.
@@ -106,9 +108,8 @@ async fn put_removal_order(
     run: &Run,
     shot: u32,
     paths: &[RemovalPath],
-    (layers, before): (&[LayerPath<'_>], u64),
+    (order, before): (&[Stretch], u64),
 ) -> Result<(), RunError> {
-    let order = threshold::removal_order(layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
     let mut lines = Vec::new();
     for stretch in order {
         let path = &paths[stretch.path];
@@ -202,5 +203,6 @@ fn chosen(
                 damping: p.damping,
             })
             .collect(),
+        curve: None,
     })
 }
