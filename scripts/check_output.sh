@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prunes glassllm-en in every form we write and has stock transformers, without torch, read the folders (check_autoconfig.py).
+# Prunes glassllm-en in every form we write and has stock transformers, without torch, read the folders (check_autoconfig.py);
+# checks their reports against the schema (check_report.py).
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -21,11 +22,12 @@ prune() {
     --state "$work/state/$name" --out "$work/out/$name" >/dev/null || die "pruning failed: $name ($*)"
 }
 glassllm="$cache/models/glassllm-en"
-prune uniform "$glassllm" --target-size 0.8 --shots 2 --multiple-of 1
+prune uniform "$glassllm" --target-size 0.8 --shots 2 --multiple-of 1 --eval-data "$text/heldout" --eval-samples 4
 prune half "$glassllm" --target-size 0.5 --shots 1 --multiple-of 4
 prune query-heads "$glassllm" --target-size 0.6 --shots 1 --multiple-of 1 --heads query-head
-prune padded "$glassllm" --target-size 0.7 --shots 1 --multiple-of 1 --shape per-layer
+prune padded "$glassllm" --target-size 0.7 --shots 1 --multiple-of 1 --shape per-layer --correct-rank 2 --correct-steps 2
 prune row-column "$glassllm" --target-size 0.8 --shots 1 --structure row-column
+prune two-of-four "$glassllm" --structure 2:4 --rounds 1
 
 # The FFN of 64 cannot shrink here, so a head must go, and 96 is no multiple of 5 heads.
 "$interpreter" "$scripts/random_llama.py" "$glassllm" "$work/six-heads"
@@ -33,4 +35,5 @@ prune five-heads "$work/six-heads" --target-size 0.9 --shots 1 --multiple-of 64
 grep -q '"num_attention_heads": 5' "$work/out/five-heads/config.json" || die "five-heads: a model of 5 heads was expected"
 
 "$interpreter" "$scripts/check_autoconfig.py" "$glassllm" "$work"/out/*
-say "stock transformers reads all of them"
+"$interpreter" "$scripts/check_report.py" "$work"/out/*
+say "stock transformers reads all of them, and their reports are as docs/pruning_report.schema.json says"

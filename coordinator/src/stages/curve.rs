@@ -22,9 +22,7 @@ pub(super) fn curve(
 ) -> Result<CostCurve, RunError> {
     let model = match run.spec().shape {
         Shape::PerLayer => per_layer_curve(order, MODEL_POINTS),
-        Shape::Uniform => {
-            uniform_curve(layers, MODEL_POINTS).map_err(|source| RunError::Cut { shot, source })?
-        }
+        Shape::Uniform => uniform_curve(layers, MODEL_POINTS).map_err(|source| RunError::Cut { shot, source })?,
     };
     let model = model.iter().map(|point| (before.saturating_sub(point.freed), rounded(point.predicted)));
     let described = prepared(run)?.model;
@@ -36,12 +34,7 @@ pub(super) fn curve(
 }
 
 /// Returns how many units a layer had in the original model and has before the shot.
-fn units(
-    run: &Run,
-    shot: u32,
-    model: &ModelDescription,
-    (path, layer): (&RemovalPath, &LayerPath<'_>),
-) -> (u64, u64) {
+fn units(run: &Run, shot: u32, model: &ModelDescription, (path, layer): (&RemovalPath, &LayerPath<'_>)) -> (u64, u64) {
     if let Some(group) = model.groups().find(|g| g.layer == path.layer) {
         return (u64::from(group.units) * u64::from(group.together), u64::from(layer.units_left));
     }

@@ -198,6 +198,33 @@ pub(crate) enum CliError {
     /// A record that this program does not understand.
     #[error("the coordinator sent something this program cannot read: {0}; a bug, please report it")]
     Unreadable(String),
+    /// A page cannot be made.
+    #[error("the page cannot be made: {0}; a bug, please report it")]
+    Page(String),
+    /// A page cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    PageUnwritten {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A folder without a report.
+    #[error("{}: {}; name folders that prune or materialise has written", path.display(), missing(source))]
+    ReportMissing {
+        /// The report's place.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A report that this program cannot read.
+    #[error("{}: {problem}", path.display())]
+    ReportForm {
+        /// The report's place.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Stdout(#[source] io::Error),
@@ -240,11 +267,11 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::Spec(_) => Exit::Usage,
             Self::Model(error) => model_exit(error),
-            Self::DataMissing { .. } => Exit::Input,
+            Self::DataMissing { .. } | Self::ReportMissing { .. } | Self::ReportForm { .. } => Exit::Input,
             Self::OutputExists(_) | Self::OutputGone { .. } | Self::Store(StoreError::PermissionDenied { .. }) => {
                 Exit::Output
             }
-            Self::Unwritable { source, .. } => match source.kind() {
+            Self::Unwritable { source, .. } | Self::PageUnwritten { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Exit::Io,
                 _ => Exit::Output,
             },
@@ -254,6 +281,7 @@ impl CliError {
             | Self::Transport(_)
             | Self::Cancelled { .. }
             | Self::Unreadable(_)
+            | Self::Page(_)
             | Self::Setup { .. } => Exit::Failed,
             Self::Call { status, .. } => reason_of(status).map_or(Exit::Failed, failed_exit),
             Self::Failed { code, .. } => Reason::from_name(code).map_or(Exit::Failed, failed_exit),
@@ -309,6 +337,10 @@ fn model_exit(error: &ModelError) -> Exit {
         | ModelError::Unfaithful { .. }
         | ModelError::Stopped => Exit::Failed,
     }
+}
+
+fn missing(source: &io::Error) -> String {
+    if source.kind() == io::ErrorKind::NotFound { "there is no such report".to_owned() } else { source.to_string() }
 }
 
 fn violations(error: &InvalidRunSpec) -> String {

@@ -1,10 +1,11 @@
 //! The program `llm-surgeon`: prunes, measures and shows language models.
 //!
-//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`inspect`]. Results go to standard output, progress and logs to standard
+//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`inspect`], [`mod@report`], [`compare`]. Results go to standard output, progress and logs to standard
 //! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
 //! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
 
 mod args;
+mod compare;
 mod error;
 mod eval;
 mod inspect;
@@ -13,6 +14,7 @@ mod materialise;
 mod output;
 mod progress;
 mod prune;
+mod report;
 mod sizes;
 mod summary;
 mod text;
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         Command::Materialise(args) => materialise::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
     };
     ExitCode::from(error::report_error(done).code())
 }

@@ -62,7 +62,7 @@ pub(crate) fn short_digest(digest: &str) -> &str {
 /// Returns a rise of the loss, in nats per token, with as many digits as tell something.
 pub(crate) fn nats(rise: f64) -> String {
     match rise.abs() {
-        size if size >= 0.001 || size == 0.0 => format!("{rise:.4}"),
+        size if size >= 0.0001 || size == 0.0 => format!("{rise:.4}"),
         size if size >= 1e-6 => format!("{rise:.6}"),
         _ => format!("{rise:.1e}"),
     }
@@ -71,7 +71,11 @@ pub(crate) fn nats(rise: f64) -> String {
 /// Returns the text as one word of a POSIX shell.
 pub(crate) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=,+:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// Returns `1 layer` or `3 layers`.

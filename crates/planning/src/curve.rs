@@ -52,7 +52,8 @@ pub fn thinned(positions: &[u64], most: usize) -> Vec<usize> {
     if positions.len() <= most {
         return (0..=end).collect();
     }
-    let mut kept: Vec<usize> = evenly(*first, *last, most).map(|wanted| positions.partition_point(|p| *p < wanted)).collect();
+    let mut kept: Vec<usize> =
+        evenly(*first, *last, most).map(|wanted| positions.partition_point(|p| *p < wanted)).collect();
     // Of several points at the last position the last one counts: it has everything.
     if let Some(at) = kept.last_mut() {
         *at = end;
@@ -103,8 +104,7 @@ mod tests {
     fn both_curves_go_from_nothing_to_all_that_may_go() {
         let id = LayerId::new("layer").unwrap();
         let unit = |index| Unit { kind: UnitKind::FfnChannel, index };
-        let steps: Vec<_> =
-            (0..9_u32).map(|i| PathStep { unit: unit(i), cost: f64::from(i * i), freed: 10 }).collect();
+        let steps: Vec<_> = (0..9_u32).map(|i| PathStep { unit: unit(i), cost: f64::from(i * i), freed: 10 }).collect();
         let path = LayerPath {
             layer: &id,
             kind: UnitKind::FfnChannel,

@@ -8,3 +8,4 @@ mod help;
 mod inspect;
 mod place;
 mod prune;
+mod report;
