@@ -6,56 +6,54 @@ use crate::text::shell_word;
 use clap::Parser as _;
 use types::{RunSpec, Target};
 
-/// A flag of `prune` and what it says under a specification; `None` where it is left out. A flag without a value says "".
-type Flag = (&'static str, fn(&RunSpec) -> Option<String>);
+/// A flag of `prune` and its value under a specification; "" where it is left out.
+type Flag = (&'static str, fn(&RunSpec) -> String);
 
-fn said(value: impl ToString) -> Option<String> {
-    Some(value.to_string())
-}
+/// A flag without a value, and whether it is there.
+type Switch = (&'static str, fn(&RunSpec) -> bool);
 
-fn switch(on: bool) -> Option<String> {
-    on.then(String::new)
-}
+const SWITCHES: [Switch; 2] = [("--sub-blocks", |s| s.sub_blocks), ("--keep-paths", |s| s.keep_paths)];
 
 /// Flags whose default is the same whatever else is asked for.
-const FLAGS: [Flag; 26] = [
-    ("--text-column", |s| said(&s.text_column)),
-    ("--samples", |s| said(s.samples)),
-    ("--eval-samples", |s| said(s.eval_samples)),
-    ("--structure", |s| s.pattern.map_or_else(|| said(s.structure), said)),
-    ("--heads", |s| said(s.attention_unit)),
-    ("--sub-blocks", |s| switch(s.sub_blocks)),
-    ("--multiple-of", |s| said(s.multiple_of)),
-    ("--scoring", |s| said(s.scoring)),
-    ("--update", |s| said(s.update)),
-    ("--max-correlate", |s| said(s.max_correlate)),
-    ("--curvature", |s| said(s.curvature)),
-    ("--kronecker-rank", |s| said(s.kronecker_rank)),
-    ("--fisher", |s| said(s.fisher)),
-    ("--fisher-samples", |s| said(s.fisher_samples)),
-    ("--damping-scale", |s| said(s.damping_scale)),
-    ("--schedule", |s| said(s.schedule)),
-    ("--max-rise", |s| said(s.max_rise)),
-    ("--shot-data", |s| said(s.shot_data)),
-    ("--decay", |s| said(s.decay)),
-    ("--correct-rank", |s| said(s.correct_rank)),
-    ("--correct-steps", |s| said(s.correct_steps)),
-    ("--correct-rate", |s| said(s.correct_rate)),
-    ("--seed", |s| said(s.seed)),
-    ("--dtype", |s| said(s.dtype)),
-    ("--memory", |s| said(s.memory)),
-    ("--keep-paths", |s| switch(s.keep_paths)),
+const FLAGS: [Flag; 24] = [
+    ("--text-column", |s| s.text_column.clone()),
+    ("--samples", |s| s.samples.to_string()),
+    ("--eval-samples", |s| s.eval_samples.to_string()),
+    ("--structure", |s| s.pattern.map_or_else(|| s.structure.to_string(), |pattern| pattern.to_string())),
+    ("--heads", |s| s.attention_unit.to_string()),
+    ("--multiple-of", |s| s.multiple_of.to_string()),
+    ("--scoring", |s| s.scoring.to_string()),
+    ("--update", |s| s.update.to_string()),
+    ("--max-correlate", |s| s.max_correlate.to_string()),
+    ("--curvature", |s| s.curvature.to_string()),
+    ("--kronecker-rank", |s| s.kronecker_rank.to_string()),
+    ("--fisher", |s| s.fisher.to_string()),
+    ("--fisher-samples", |s| s.fisher_samples.to_string()),
+    ("--damping-scale", |s| s.damping_scale.to_string()),
+    ("--schedule", |s| s.schedule.to_string()),
+    ("--max-rise", |s| s.max_rise.to_string()),
+    ("--shot-data", |s| s.shot_data.to_string()),
+    ("--decay", |s| s.decay.to_string()),
+    ("--correct-rank", |s| s.correct_rank.to_string()),
+    ("--correct-steps", |s| s.correct_steps.to_string()),
+    ("--correct-rate", |s| s.correct_rate.to_string()),
+    ("--seed", |s| s.seed.to_string()),
+    ("--dtype", |s| s.dtype.to_string()),
+    ("--memory", |s| s.memory.to_string()),
 ];
 
 /// Flags whose default follows from others.
 const FOLLOWING: [Flag; 7] = [
-    ("--shape", |s| said(s.shape)),
-    ("--shots", |s| said(s.shots)),
-    ("--rounds", |s| said(s.rounds)),
-    ("--half-steps", |s| said(s.half_steps)),
-    ("--damping", |s| said(format_args!("{},{}", s.damping_a, s.damping_g))),
-    ("--max-damped-layers", |s| (s.max_damped_layers < u32::MAX).then(|| s.max_damped_layers.to_string())),
-    ("--boundary-dtype", |s| said(s.boundary_dtype)),
+    ("--shape", |s| s.shape.to_string()),
+    ("--shots", |s| s.shots.to_string()),
+    ("--rounds", |s| s.rounds.to_string()),
+    ("--half-steps", |s| s.half_steps.to_string()),
+    ("--damping", |s| format!("{},{}", s.damping_a, s.damping_g)),
+    ("--max-damped-layers", |s| match s.max_damped_layers {
+        u32::MAX => String::new(),
+        layers => layers.to_string(),
+    }),
+    ("--boundary-dtype", |s| s.boundary_dtype.to_string()),
 ];
 
 /// Returns the command line that asks for this run, for a POSIX shell: what differs from the defaults and nothing else.
@@ -84,23 +82,22 @@ fn prune_words(spec: &RunSpec, state: &str) -> Vec<String> {
     if state != format!("{}.state", spec.output) {
         words.extend(["--state".to_owned(), state.to_owned()]);
     }
+    words.extend(SWITCHES.iter().filter(|(_, on)| on(spec)).map(|(flag, _)| (*flag).to_owned()));
     for flags in [&FLAGS[..], &FOLLOWING] {
         let usual = parsed(&words).and_then(|args| request::unchecked(&args, spec.seq_len).ok());
         for (flag, value) in flags {
+            let asked = value(spec);
             // Where the words cannot be read back, every flag is told.
-            let asked = value(spec).filter(|asked| usual.as_ref().and_then(value).as_ref() != Some(asked));
-            words.extend(asked.map(|value| word_or_pair(flag, value)).unwrap_or_default());
+            if !asked.is_empty() && usual.as_ref().map(value).as_ref() != Some(&asked) {
+                words.extend(word_or_pair(flag, asked));
+            }
         }
     }
     words
 }
 
 fn word_or_pair(flag: &str, value: String) -> Vec<String> {
-    match value.as_str() {
-        "" => vec![flag.to_owned()],
-        negative if negative.starts_with('-') => vec![format!("{flag}={negative}")],
-        _ => vec![flag.to_owned(), value],
-    }
+    if value.starts_with('-') { vec![format!("{flag}={value}")] } else { vec![flag.to_owned(), value] }
 }
 
 fn target(spec: &RunSpec) -> [String; 2] {
@@ -223,7 +220,8 @@ mod tests {
     fn every_flag_that_can_change_a_number_is_told() {
         let cli = Cli::command();
         let prune = cli.find_subcommand("prune").unwrap();
-        let known: Vec<&str> = FLAGS.iter().chain(&FOLLOWING).map(|(flag, _)| *flag).collect();
+        let valued = FLAGS.iter().chain(&FOLLOWING).map(|(flag, _)| *flag);
+        let known: Vec<&str> = valued.chain(SWITCHES.map(|(flag, _)| flag)).collect();
         let others = ["data", "eval-data", "seq-len", "target-size", "targets", "target-params", "target-bytes", "out"];
         let no_number = ["state", "device", "threads", "quiet", "json", "help", "version"];
         for flag in prune.get_arguments().filter_map(clap::Arg::get_long) {

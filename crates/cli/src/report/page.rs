@@ -225,11 +225,12 @@ fn curve_notes(source: &Source<'_>, without_curves: bool) -> Vec<String> {
     let history = source.history;
     let mut notes = Vec::new();
     if without_curves {
-        notes.push(match source.spec.structure.is_masked() {
-            true => "Single weights have no removal paths, so there is no curve: their costs change with each update."
-                .to_owned(),
-            false => "The journal of this run holds no curves: it was written by an earlier version.".to_owned(),
-        });
+        let why = if source.spec.structure.is_masked() {
+            "Single weights have no removal paths, so there is no curve: their costs change with each update."
+        } else {
+            "The journal of this run holds no curves: it was written by an earlier version."
+        };
+        notes.push(why.to_owned());
     }
     let cut = history.shots.get(&history.shots_done()).and_then(|s| s.cut.as_ref());
     if let Some(threshold) = cut.and_then(|c| c.threshold) {

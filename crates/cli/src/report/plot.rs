@@ -46,6 +46,8 @@ pub(crate) struct Plot {
     pub(crate) height: u32,
     /// What is inside of the `svg` element.
     pub(crate) body: String,
+    /// Words below it.
+    pub(crate) note: Option<String>,
 }
 
 /// Name and words of a picture.
@@ -111,7 +113,7 @@ pub(crate) fn picture(
         draw(&area, (size.0 as i32, size.1 as i32)).and_then(|()| area.present()).map_err(failed)?;
     }
     let About { id, title, description } = about;
-    Ok(Plot { id, title, description, width: size.0, height: size.1, body: themed(&drawing) })
+    Ok(Plot { id, title, description, width: size.0, height: size.1, body: themed(&drawing), note: None })
 }
 
 /// Returns a picture with axes.
@@ -187,7 +189,11 @@ pub(crate) fn stroke(colour: impl Color, units: u32) -> ShapeStyle {
 
 /// Returns a range that has a width.
 fn opened((from, to): (f64, f64)) -> (f64, f64) {
-    if from == to { (from - 0.5 * from.abs().max(1.0), to + 0.5 * to.abs().max(1.0)) } else { (from, to) }
+    if (to - from).abs() < f64::MIN_POSITIVE {
+        (from - 0.5 * from.abs().max(1.0), to + 0.5 * to.abs().max(1.0))
+    } else {
+        (from, to)
+    }
 }
 
 /// Returns a number at an axis with as many digits as its range asks for.

@@ -72,12 +72,11 @@ pub(crate) fn layer_costs(history: &History, left: &[Left]) -> Vec<LayerCosts> {
 fn share_at_the_cut(history: &History, cut: &CutChosen, curve: &LayerCurve, layer: &Left) -> Option<f64> {
     let steps = cut.cuts.iter().find(|c| c.layer == curve.layer)?.steps;
     let model = &history.prepared.as_ref()?.model;
-    let units = match model.groups().find(|g| g.layer == layer.layer) {
-        Some(group) => u64::from(group.units) * u64::from(group.together),
-        None => {
-            let described = model.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == layer.layer)?;
-            described.rows + described.columns
-        }
+    let units = if let Some(group) = model.groups().find(|g| g.layer == layer.layer) {
+        u64::from(group.units) * u64::from(group.together)
+    } else {
+        let described = model.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == layer.layer)?;
+        described.rows + described.columns
     };
     Some(curve.points.first()?.0 + f64::from(steps) / units.max(1) as f64)
 }
@@ -166,41 +165,27 @@ fn layer_plot(kind: &str, id: &'static str, costs: &[&LayerCosts]) -> Result<Plo
         y_label: "predicted rise of the loss, nats per token",
         x_unit: Unit::Percent,
     };
-    let (least, most) = range(costs.iter().map(|c| c.cut.0));
-    let about = About {
-        id,
-        title: format!("{kind}, block by block"),
-        description: format!(
-            "A line for each of {} blocks, a dot where it was cut: between {:.1} % and {:.1} % removed.",
-            costs.len(),
-            100.0 * least,
-            100.0 * most
-        ),
-    };
-    let named = ends(costs);
-    chart(about, &axes, |chart| {
+    let words = format!("A line for each of {} blocks, a dot where it was cut: {}.", costs.len(), ends(costs));
+    let about = About { id, title: format!("{kind}, block by block"), description: words.clone() };
+    let plot = chart(about, &axes, |chart| {
         for points in &shown {
             line(chart, points, stroke(ACCENT.mix(0.55), 1))?;
         }
         let cuts: Vec<(f64, f64)> = costs.iter().map(|c| c.cut).collect();
-        dots(chart, &cuts, 3, MARK)?;
-        let middle = 0.5 * (axes.x.0 + axes.x.1);
-        for cost in &named {
-            let away = if cost.cut.0 > middle { (-8, 12) } else { (8, 12) };
-            label(chart, cost.cut, away, &format!("block {}", cost.block), INK)?;
-        }
-        Ok(())
-    })
+        dots(chart, &cuts, 3, MARK)
+    })?;
+    Ok(Plot { note: Some(words), ..plot })
 }
 
-/// Returns the layers whose names say most: those that lose least and most, or the dearest where all lose the same.
-fn ends<'a>(costs: &[&'a LayerCosts]) -> Vec<&'a LayerCosts> {
-    let by_share = |a: &&&LayerCosts, b: &&&LayerCosts| a.cut.0.total_cmp(&b.cut.0);
-    let by_rise = |a: &&&LayerCosts, b: &&&LayerCosts| a.cut.1.total_cmp(&b.cut.1);
-    let (firmest, loosest) = (costs.iter().min_by(by_share), costs.iter().max_by(by_share));
-    match (firmest, loosest) {
-        (Some(firmest), Some(loosest)) if firmest.cut.0 < loosest.cut.0 => vec![firmest, loosest],
-        _ => costs.iter().max_by(by_rise).filter(|dearest| dearest.cut.1 > 0.0).map(|d| vec![*d]).unwrap_or_default(),
+/// Says which blocks lose least and most, or that all lose the same.
+fn ends(costs: &[&LayerCosts]) -> String {
+    let least = costs.iter().min_by(|a, b| a.cut.0.total_cmp(&b.cut.0));
+    let most = costs.iter().max_by(|a, b| a.cut.0.total_cmp(&b.cut.0));
+    let told = |cost: &LayerCosts| format!("{:.1} % of block {}", 100.0 * cost.cut.0, cost.block);
+    match (least, most) {
+        (Some(least), Some(most)) if least.cut.0 < most.cut.0 => format!("from {} to {}", told(least), told(most)),
+        (Some(all), _) => format!("{:.1} % of each", 100.0 * all.cut.0),
+        (None, _) => "nothing".to_owned(),
     }
 }
 
@@ -215,6 +200,8 @@ mod tests {
         assert_eq!(below(&points, 9.0), points);
         assert!(below(&[], 1.0).is_empty());
         let rising = [(0.0, 0.0), (0.5, 1.0), (1.0, 5.0)];
-        assert_eq!([-1.0, 0.25, 0.5, 0.75, 2.0].map(|x| at(&rising, x)), [0.0, 0.5, 1.0, 3.0, 5.0]);
+        for (x, y) in [(-1.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.75, 3.0), (2.0, 5.0)] {
+            assert!((at(&rising, x) - y).abs() < 1e-12, "{x}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use super::super::units::{Left, kinds};
 use crate::error::CliError;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
+use std::fmt::Write as _;
 
 /// Height of a row of fields, in units.
 const ROW: u32 = 36;
@@ -30,7 +31,7 @@ pub(crate) fn heat_map(left: &[Left]) -> Result<Option<Plot>, CliError> {
         let of_kind: Vec<&Left> = left.iter().filter(|l| l.kind == *kind).collect();
         let (before, after) = of_kind.iter().fold((0, 0), |(b, a), l| (b + l.before, a + l.after));
         let share = if before == 0 { 0.0 } else { 100.0 * (before - after) as f64 / before as f64 };
-        description.push_str(&format!(" {kind}: {share:.1} % removed in all."));
+        let _ = write!(description, " {kind}: {share:.1} % removed in all."); // writing to a String does not fail
     }
     let about = About { id: "removed", title: "Removed from each block".into(), description };
     let height = ROW * kinds.len() as u32 + FOOT;
@@ -52,7 +53,7 @@ pub(crate) fn heat_map(left: &[Left]) -> Result<Option<Plot>, CliError> {
             }
         }
         let bottom = px(ROW * kinds.len() as u32) as i32;
-        draw_numbers(area, blocks, bottom, |block| (edge(block) + edge(block + 1)) / 2)?;
+        draw_numbers(area, blocks, bottom, |block| i32::midpoint(edge(block), edge(block + 1)))?;
         draw_scale(area, (names, bottom + px(40) as i32), (most, darkest))
     })?;
     Ok(Some(plot))
