@@ -119,7 +119,7 @@ quality-quick: build test-models ## Methods, shots and predictions on glassllm: 
 	@scripts/plot.sh quality_glassllm_plot.py
 
 .PHONY: report-screenshot
-report-screenshot: build test-models demo-data ## Take the picture of a run's page, docs/report.png (needs Chromium)
+report-screenshot: build test-models ## Take the picture of a run's page, docs/report.png (needs Chromium)
 	@scripts/report_screenshot.sh
 
 .PHONY: bench-elements

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 picture="${1:-$root/docs/report.png}"
-text="$cache/sotu"
+text="$root/testdata/text"
 binary="$("$scripts/binary.sh")"
 for name in chromium chromium-browser google-chrome; do
   browser="$(command -v "$name")" && break
@@ -18,8 +18,8 @@ trap 'rm -rf "$work"' EXIT
 "$binary" prune "$cache/models/glassllm-en" --data "$text/calibration" --eval-data "$text/heldout" \
   --samples 64 --seq-len 128 --eval-samples 64 --target-size 0.7 --shots 4 --shape per-layer --multiple-of 1 --device cpu --quiet \
   --out "$work/glassllm-0.7" >/dev/null
-"$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --force-color-profile=srgb --user-data-dir="$work/profile" \
-  --window-size=1200,1500 --screenshot="$work/page.png" "file://$work/glassllm-0.7/report.html" 2>"$work/log" \
+"$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --run-all-compositor-stages-before-draw --virtual-time-budget=2000 --force-color-profile=srgb --user-data-dir="$work/profile" \
+  --window-size=1200,1650 --screenshot="$work/page.png" "file://$work/glassllm-0.7/report.html" 2>"$work/log" \
   || die "Chromium took no picture" "$(tail -n 3 "$work/log")"
 mv "$work/page.png" "$picture"
 say "$picture: $(($(stat -c %s "$picture") / 1024)) KiB"
