@@ -95,8 +95,13 @@ fmt: ## Format the code
 	@$(CARGO) fmt --all
 
 .PHONY: verify-hf
-verify-hf: build ## Compare perplexity with transformers + torch (FOLDERS=..., 4.3 GB of packages)
+verify-hf: build ## Every family, shape and FOLDERS=... against transformers + torch: logits, perplexity (4.3 GB of packages)
+	@scripts/verify_formats.sh hf
 	@scripts/verify_hf.sh $(or $(FOLDERS),$(MODEL))
+
+.PHONY: verify-gguf
+verify-gguf: build ## Every family, shape and number format against llama.cpp: logits (builds it once, ten minutes)
+	@scripts/verify_formats.sh gguf
 
 .PHONY: golden
 golden: ## Make testdata/golden again with transformers + torch: a reviewed difference

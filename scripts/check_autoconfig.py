@@ -67,16 +67,22 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def of_layer(config, layer: int):
+    """Returns the config of one layer, which differs where `per_layer_config` says so."""
+    return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+
+
 def gated_shapes(config) -> dict[str, tuple[int, ...]]:
     """Shapes of Llama, Mistral, Qwen2 and Qwen3."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     attention_bias = getattr(config, "attention_bias", False)
     qkv_bias, o_bias = config.model_type == "qwen2" or attention_bias, attention_bias and config.model_type != "qwen2"
     mlp_bias = getattr(config, "mlp_bias", False)
     shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
     for i in range(config.num_hidden_layers):
+        own = of_layer(config, i)
+        q, kv, ffn = own.num_attention_heads * head_dim, own.num_key_value_heads * head_dim, own.intermediate_size
         linears = {
             "self_attn.q_proj": (q, hidden, qkv_bias),
             "self_attn.k_proj": (kv, hidden, qkv_bias),
@@ -99,7 +105,7 @@ def gated_shapes(config) -> dict[str, tuple[int, ...]]:
 
 
 def opt_shapes(config) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, embed = config.hidden_size, config.ffn_dim, config.word_embed_proj_dim
+    hidden, embed = config.hidden_size, config.word_embed_proj_dim
     affine = config.layer_norm_elementwise_affine
     shapes = {
         "model.decoder.embed_tokens.weight": (config.vocab_size, embed),
@@ -112,7 +118,7 @@ def opt_shapes(config) -> dict[str, tuple[int, ...]]:
     if config.do_layer_norm_before and not config._remove_final_layer_norm:
         norms.append("model.decoder.final_layer_norm")
     for i in range(config.num_hidden_layers):
-        block = f"model.decoder.layers.{i}"
+        block, ffn = f"model.decoder.layers.{i}", of_layer(config, i).ffn_dim
         linears = {f"self_attn.{name}_proj": (hidden, hidden) for name in ("q", "k", "v", "out")}
         for name, shape in {**linears, "fc1": (ffn, hidden), "fc2": (hidden, ffn)}.items():
             shapes[f"{block}.{name}.weight"] = shape
@@ -149,6 +155,10 @@ def check_config(config, raw: dict) -> list[str]:
     if config.model_type != raw.get("model_type"):
         faults.append(f"model_type {raw.get('model_type')} was read as {config.model_type}")
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if "per_layer_config" in raw:
+        wanted = f"PerLayer{wanted}"
+        if raw.get("auto_map") != {"AutoModelForCausalLM": f"modeling_per_layer.{wanted}"}:
+            faults.append(f"auto_map {raw.get('auto_map')} does not name {wanted} in modeling_per_layer.py")
     if raw.get("architectures") != [wanted]:
         faults.append(f"architectures is {raw.get('architectures')}, model_type {config.model_type} builds {wanted}")
     if config.model_type == "mistral" and "sliding_window" not in raw:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes testdata/golden again with transformers and torch. What it writes is committed: review the difference.
+# Makes testdata/{golden,pytorch_bin,bpe} again with transformers and torch. What it writes is committed: review the difference.
 #
 #   GOLDEN_PYTHON=PATH   an interpreter that has scripts/requirements/golden.txt; default: one in the cache
 set -euo pipefail
@@ -13,4 +13,7 @@ if [ -z "$interpreter" ]; then
   unlock_cache
 fi
 cd "$root"
-exec env PYTHONDONTWRITEBYTECODE=1 "$interpreter" testdata/make_golden.py "$@"
+export PYTHONDONTWRITEBYTECODE=1
+for script in make_golden make_pytorch_bin make_bpe; do
+  "$interpreter" "testdata/$script.py"
+done

@@ -29,7 +29,8 @@ def main() -> None:
     ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     segments = len(ids) // seq_len
     starts = [i * segments // taken * seq_len for i in range(taken)]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    own_code = (Path(folder) / "modeling_per_layer.py").exists()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=own_code).eval()
     losses = []
     with torch.no_grad():
         for start in starts:

@@ -12,7 +12,7 @@ pub use history::{Committed, Ending, History, ShotHistory};
 use serde::{Deserialize, Serialize};
 use types::{
     CorrectionReport, DataDescription, Evaluation, LayerCut, LayerId, LayerReport, LayerState, ModelDescription,
-    ObjectRef, RunId, RunSpec, Sizes,
+    ObjectRef, RunId, RunSpec, ShapeChoice, Sizes,
 };
 
 /// One committed step of a run.
@@ -248,6 +248,9 @@ pub struct CutChosen {
     pub predicted: Option<f64>,
     /// The same for the shape that was not asked for.
     pub predicted_other_shape: Option<f64>,
+    /// Under a shape of `auto`, in the first shot: the shape of the run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub shape: Option<ShapeChoice>,
     /// Prunable weights that the shot frees.
     pub freed_prunable: u64,
     /// Layers whose damping had to be raised.

@@ -31,6 +31,7 @@ pub(crate) fn build(run: &RunId, spec: &RunSpec, history: &History) -> Option<Ru
         data: prepared.data.clone(),
         before: prepared.model.dense,
         after: history.sizes(last).unwrap_or(prepared.model.dense),
+        shape_choice: history.shape_choice().cloned(),
         evaluation_before: evaluation(0),
         evaluation_after: evaluation(last),
         shots: history.shots.keys().filter_map(|shot| shot_report(*shot, history, evaluation(*shot))).collect(),

@@ -83,6 +83,7 @@ fn model() -> ModelDescription {
         max_positions: 64,
         dense: sizes(u64::from(BLOCKS) * per_block),
         blocks: blocks.collect(),
+        own_widths_refused: String::new(),
     }
 }
 

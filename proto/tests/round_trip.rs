@@ -38,7 +38,7 @@ prop_compose! {
         damping_scale in select(DampingScale::ALL),
         dtype in select(Dtype::ALL),
         boundary_dtype in select(Dtype::ALL),
-        shape in select(Shape::ALL),
+        (shape, format, gguf_type) in (select(Shape::ALL), select(Format::ALL), select(GgufType::ALL)),
         target in prop_oneof![
             (1e-6..=1.0).prop_map(Target::Size),
             (1..u64::MAX).prop_map(Target::Parameters),
@@ -53,7 +53,7 @@ prop_compose! {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, sub_blocks: false, shape, scoring, update, curvature, kronecker_rank: 1, half_steps: 0, rounds: 1, fisher, fisher_samples: 1, shots: 1,
             schedule, max_rise: 0.1, shot_data, decay: 0.0, correct_rank: 0, correct_steps: 1, correct_rate: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
-            multiple_of: 1, seed: 0, dtype, boundary_dtype, memory: 1 << 20, keep_paths: false, paths_of: None,
+            multiple_of: 1, format, gguf_type, seed: 0, dtype, boundary_dtype, memory: 1 << 20, keep_paths: false, paths_of: None,
         };
         match target {
             Target::Size(_) if structure == Structure::NofM => RunSpec {
@@ -146,7 +146,7 @@ prop_compose! {
     ) -> ModelDescription {
         let numbered = |(n, (layers, groups))| BlockDescription { block: n as u32, layers, groups };
         let blocks = blocks.into_iter().enumerate().map(numbered).collect();
-        ModelDescription { family, digest, hidden, vocabulary, max_positions, dense, blocks }
+        ModelDescription { own_widths_refused: family.clone(), family, digest, hidden, vocabulary, max_positions, dense, blocks }
     }
 }
 
@@ -212,7 +212,9 @@ fn refused(spec: v1::RunSpec) -> Vec<String> {
 
 #[test]
 fn every_unspecified_or_unknown_choice_is_refused_by_name() {
-    let set: [(&str, Place); 12] = [
+    let set: [(&str, Place); 14] = [
+        ("format", |s| &mut s.format),
+        ("gguf_type", |s| &mut s.gguf_type),
         ("shot_data", |s| &mut s.shot_data),
         ("damping_scale", |s| &mut s.damping_scale),
         ("structure", |s| &mut s.structure),

@@ -195,7 +195,7 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
         E::Device(_) => (Some(C::InvalidInput), R::VersionMismatch),
         E::TensorFile { .. } | E::Overlay { .. } => (Some(C::Numerical), R::DigestMismatch),
         E::NotFinite { .. } => (Some(C::Numerical), R::NotFinite),
-        E::Unfaithful { .. } => (Some(C::Numerical), R::OutputWrong),
+        E::Unfaithful { .. } | E::Pattern { .. } => (Some(C::Numerical), R::OutputWrong),
         E::Shape { .. } | E::Torch { .. } | E::Observer { .. } | E::UnknownLayer { .. } => {
             (Some(C::Internal), R::Internal)
         }

@@ -2,7 +2,7 @@
 
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
-use types::{Generation, LayerCut, RunId, RunSpec};
+use types::{Generation, LayerCut, RunId, RunSpec, Shape};
 
 const TASK: Fields = Fields("Task");
 const UPDATE: Fields = Fields("UpdateTask");
@@ -60,6 +60,8 @@ pub(crate) enum Work {
         report_json: String,
         /// Folder to write.
         output: String,
+        /// Of what shape.
+        shape: Shape,
     },
 }
 
@@ -117,8 +119,9 @@ impl TryFrom<v1::Task> for Job {
                 scores: UPDATE.text("scores", scores, proto::convert::MAX_TEXT)?,
                 cuts: UPDATE.list("cuts", cuts, proto::convert::MAX_LAYERS)?,
             },
-            Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json, output }) => Work::Materialise {
+            Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json, output, shape }) => Work::Materialise {
                 checkpoint: present(checkpoint),
+                shape: TASK.choice::<v1::Shape, _>("shape", shape, Shape::ALL)?,
                 report_json,
                 output: TASK.short("output", output, proto::convert::MAX_TEXT)?,
             },

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::gather::{Gatherer, PassOfShot};
 use crate::grpc::Board;
 use crate::job::{Block, Job, Work};
-use model::export::huggingface::{self, WriteOptions};
+use model::export::{self, Breadth, WriteOptions};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use score::{BlockBatch, BlockTask};
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
-use types::{LayerCut, RunSpec};
+use types::{LayerCut, Pattern, RunSpec, Shape, Target};
 
 /// Tokens on which the written model must compute what the one in memory computes.
 const CHECK_TOKENS: i64 = 64;
@@ -88,8 +88,8 @@ impl Handler {
             Work::Update { block, scores, cuts } => {
                 self.update(&shot, job.spec, (block, scores, cuts), lease).await.map(TaskResult::Update)
             }
-            Work::Materialise { checkpoint, report_json, output } => {
-                self.materialise(job.spec, checkpoint, (report_json, output)).await.map(TaskResult::Materialise)
+            Work::Materialise { checkpoint, report_json, output, shape } => {
+                self.materialise(job.spec, checkpoint, (report_json, output), shape).await.map(TaskResult::Materialise)
             }
             Work::Weigh { .. } | Work::Score(_) => Err(Error::Bug("a block came to be scored alone".into())),
         }
@@ -112,18 +112,31 @@ impl Handler {
         spec: RunSpec,
         manifest: Option<String>,
         (report_json, output): (String, String),
+        shape: Shape,
     ) -> Result<v1::MaterialiseResult, Error> {
         let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
         let changed = checkpoint::layers(&self.store, checkpoint.layers).await?;
         let path = PathBuf::from(&output);
+        let pattern = full_pattern(&spec, &output);
         let written = self
             .on_bench(move |bench| {
                 // The written tensors are compared on the CPU, wherever the rest was computed.
                 let overlay = overlay(changed, tch::Device::Cpu)?;
                 let folder = bench.folder(&spec)?;
-                let options = WriteOptions { multiple_of: spec.multiple_of, shard_bytes: WriteOptions::SHARD_BYTES };
+                let options = WriteOptions {
+                    breadth: match shape {
+                        Shape::PerLayer => Breadth::Own,
+                        Shape::Uniform | Shape::Padded | Shape::Auto => {
+                            Breadth::Common { multiple_of: spec.multiple_of }
+                        }
+                    },
+                    format: spec.format,
+                    gguf_type: spec.gguf_type,
+                    pattern,
+                    shard_bytes: WriteOptions::SHARD_BYTES,
+                };
                 let ids = check_ids(folder.config().vocab, folder.config().max_positions);
-                Ok(huggingface::write(folder, &overlay, options, &report_json, &path, &ids)?)
+                Ok(export::write(folder, &overlay, options, &report_json, &path, &ids)?)
             })
             .await?;
         tracing::info!(bytes = written.bytes, logit_difference = written.logit_difference, "model written");
@@ -143,6 +156,15 @@ impl Handler {
         let bench = Arc::clone(&self.bench);
         self.compute.run(move || job(&mut bench.lock().unwrap_or_else(PoisonError::into_inner))).await?
     }
+}
+
+/// Returns the pattern that every window of the model at `output` must have: where the run ends with all of them cut.
+fn full_pattern(spec: &RunSpec, output: &str) -> Option<Pattern> {
+    let share = match spec.target {
+        Target::Size(share) => share,
+        Target::Parameters(_) | Target::Bytes(_) => return None,
+    };
+    spec.pattern.filter(|pattern| output == spec.output && share <= pattern.share())
 }
 
 /// Returns tokens spread over the vocabulary, the same for the same model.

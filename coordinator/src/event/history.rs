@@ -5,7 +5,7 @@ use super::{
     RoundDone, ShardCalibrated, ShotCorrected,
 };
 use std::collections::BTreeMap;
-use types::{Checkpoint, LayerReport, RunSpec, Sizes};
+use types::{Checkpoint, LayerReport, RunSpec, Shape, ShapeChoice, Sizes};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -171,6 +171,19 @@ impl History {
     /// Returns the final folder, if it has its name.
     pub fn written(&self) -> Option<&Materialised> {
         self.materialised.iter().find(|(shot, _)| self.is_last(**shot)).map(|(_, written)| written)
+    }
+
+    /// Returns the shape that cuts are made by: what was asked for, or what the first shot chose.
+    pub fn shape(&self) -> Shape {
+        match self.spec.as_ref().map_or(Shape::Uniform, |spec| spec.shape) {
+            Shape::Auto => self.shape_choice().map_or(Shape::Auto, |choice| choice.shape),
+            asked => asked,
+        }
+    }
+
+    /// Returns what the first shot chose under [`Shape::Auto`].
+    pub fn shape_choice(&self) -> Option<&ShapeChoice> {
+        self.shots.values().filter_map(|shot| shot.cut.as_ref()).find_map(|cut| cut.shape.as_ref())
     }
 
     /// Returns whether `shot` is the last: the one that must reach the target.

@@ -6,12 +6,15 @@ use super::{check_damping, curve, elements, invalid, load_json, prepared, size_b
 use crate::error::RunError;
 use crate::event::{CutChosen, Event, History};
 use crate::run::Run;
-use planning::schedule;
+use planning::shape::{Choice, Offer, choose as choose_shape};
 use planning::threshold::{self, Cut, LayerPath, Ranking, Stretch};
+use planning::{PlanningError, schedule};
 use proto::v1;
 use serde::Serialize;
 use service::keys;
-use types::{LayerCut, LayerId, LayerReport, RemovalPath, Scoring, Shape, Structure, Unit, UnitGroup, UnitKind};
+use types::{
+    LayerCut, LayerId, LayerReport, RemovalPath, Scoring, Shape, ShapeChoice, Structure, Unit, UnitGroup, UnitKind,
+};
 
 /// Chooses the cut for the shot's budget and makes it durable.
 pub(crate) async fn allocate(run: &Run, shot: u32) -> Result<(), RunError> {
@@ -43,28 +46,50 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
     let to_free = before.saturating_sub(limit);
     let written = run.history(|h| h.is_last(shot)) || waypoint(run, shot)?.is_some();
     let layers = layer_paths(run, (shot, written), &paths)?;
-    let asked = run.spec().shape;
-    let cut = solve(run, asked, &layers, to_free).map_err(|source| RunError::Cut { shot, source })?;
-    let other = match asked {
-        Shape::Uniform => Some(Shape::PerLayer),
-        Shape::PerLayer if run.spec().structure == Structure::Coupled => Some(Shape::Uniform),
-        Shape::PerLayer => None,
-    };
+    let (cut, other, choice) =
+        shaped(run, &layers, before, to_free).map_err(|source| RunError::Cut { shot, source })?;
     let order = threshold::removal_order(&layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
     if run.spec().keep_paths {
         put_removal_order(run, shot, &paths, (&order, before)).await?;
     }
-    let curve = curve::curve(run, shot, (&paths, &layers, &order), before)?;
-    // Only for the report: the other shape need not be possible (unequal widths, too coarse a quantum).
-    let other = other.and_then(|shape| solve(run, shape, &layers, to_free).ok()).map(|cut| cut.predicted);
-    Ok(CutChosen { curve: Some(curve), ..chosen(run, shot, &paths, &cut, other)? })
+    let shape = choice.as_ref().map_or_else(|| run.history(History::shape), |choice| choice.shape);
+    let curve = Some(curve::curve(run, (shot, shape), (&paths, &layers, &order), before)?);
+    Ok(CutChosen { shape: choice, predicted_other_shape: other, curve, ..chosen(run, shot, &paths, &cut)? })
+}
+
+/// Returns the cut in the run's shape, what the other one would cost, and, where the shape is yet to be chosen, the choice.
+fn shaped(
+    run: &Run,
+    layers: &[LayerPath<'_>],
+    before: u64,
+    to_free: u64,
+) -> Result<(Cut, Option<f64>, Option<ShapeChoice>), PlanningError> {
+    let asked = run.history(History::shape);
+    if run.spec().structure != Structure::Coupled {
+        return Ok((solve(run, asked, layers, to_free)?, None, None));
+    }
+    let (uniform, own) = (solve(run, Shape::Uniform, layers, to_free), solve(run, Shape::PerLayer, layers, to_free));
+    let choice = (asked == Shape::Auto).then(|| choice(run, before, &uniform, own.as_ref().ok())).flatten();
+    let uniform_it_is = choice.as_ref().map_or(asked, |choice| choice.shape).is_uniform();
+    // The other is only for the report: it need not be possible (unequal widths, too coarse a quantum).
+    let (cut, other) = if uniform_it_is { (uniform?, own) } else { (own?, uniform) };
+    Ok((cut, other.ok().map(|cut| cut.predicted), choice))
+}
+
+/// Returns what a shape of `auto` comes to; `None` where no widths reach the size, which is an error of its own.
+fn choice(run: &Run, before: u64, uniform: &Result<Cut, PlanningError>, own: Option<&Cut>) -> Option<ShapeChoice> {
+    let offer = |cut: &Cut| Offer { predicted: cut.predicted, left: before.saturating_sub(cut.freed) };
+    let refused = run.history(|h| h.prepared.as_ref().map(|p| p.model.own_widths_refused.clone())).unwrap_or_default();
+    let obstacle = Some(refused.as_str()).filter(|reason| !reason.is_empty());
+    let Choice { shape, reason } = choose_shape(uniform.as_ref().ok().map(offer), offer(own?), obstacle);
+    Some(ShapeChoice { shape, reason })
 }
 
 /// Decides and records how far an adaptive shot goes: to its goal if that is within the bound, otherwise as far as the bound.
 async fn adapted(run: &Run, shot: u32, paths: &[RemovalPath], before: u64) -> Result<u64, RunError> {
     let Goal { limit: goal, forced, may_free } = goal(run, shot, before)?;
     let failed = |source| RunError::Cut { shot, source };
-    let (shape, bound, to_goal) = (run.spec().shape, run.spec().max_rise, before.saturating_sub(goal));
+    let (shape, bound, to_goal) = (run.history(History::shape), run.spec().max_rise, before.saturating_sub(goal));
     let limit = match solve(run, shape, &layer_paths(run, (shot, true), paths)?, to_goal) {
         Ok(cut) if forced || (to_goal <= may_free && cut.predicted <= bound) => goal,
         Err(error) if forced => return Err(failed(error)),
@@ -80,10 +105,11 @@ async fn adapted(run: &Run, shot: u32, paths: &[RemovalPath], before: u64) -> Re
     Ok(limit)
 }
 
-fn solve(run: &Run, shape: Shape, layers: &[LayerPath<'_>], to_free: u64) -> Result<Cut, planning::PlanningError> {
-    match shape {
-        Shape::Uniform => threshold::uniform(layers, to_free),
-        Shape::PerLayer => threshold::per_layer(layers, to_free, ranking(run)),
+fn solve(run: &Run, shape: Shape, layers: &[LayerPath<'_>], to_free: u64) -> Result<Cut, PlanningError> {
+    if shape.is_uniform() {
+        threshold::uniform(layers, to_free)
+    } else {
+        threshold::per_layer(layers, to_free, ranking(run))
     }
 }
 
@@ -170,13 +196,7 @@ fn row_column_path(path: &RemovalPath) -> LayerPath<'_> {
     }
 }
 
-fn chosen(
-    run: &Run,
-    shot: u32,
-    paths: &[RemovalPath],
-    cut: &Cut,
-    predicted_other_shape: Option<f64>,
-) -> Result<CutChosen, RunError> {
+fn chosen(run: &Run, shot: u32, paths: &[RemovalPath], cut: &Cut) -> Result<CutChosen, RunError> {
     let prefix = |path: &'_ RemovalPath, steps: u32| path.steps[..steps as usize].iter().map(|s| s.freed).sum::<u64>();
     let (damped_layers, largest_damping) = check_damping(run, paths.iter().map(|p| p.damping))?;
     Ok(CutChosen {
@@ -188,7 +208,8 @@ fn chosen(
             .collect(),
         threshold: cut.threshold,
         predicted: Some(cut.predicted),
-        predicted_other_shape,
+        predicted_other_shape: None,
+        shape: None,
         freed_prunable: paths.iter().zip(&cut.steps).map(|(p, n)| prefix(p, *n)).sum(),
         damped_layers,
         largest_damping,

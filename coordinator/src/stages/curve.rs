@@ -13,16 +13,17 @@ const MODEL_POINTS: usize = 200;
 /// Points of a layer's curve.
 const LAYER_POINTS: usize = 24;
 
-/// Returns the curves of a shot's paths; `before`: the size when it begins.
+/// Returns the curves of a shot's paths, for cuts of this shape; `before`: the size when it begins.
 pub(super) fn curve(
     run: &Run,
-    shot: u32,
+    (shot, shape): (u32, Shape),
     (paths, layers, order): (&[RemovalPath], &[LayerPath<'_>], &[Stretch]),
     before: u64,
 ) -> Result<CostCurve, RunError> {
-    let model = match run.spec().shape {
-        Shape::PerLayer => per_layer_curve(order, MODEL_POINTS),
-        Shape::Uniform => uniform_curve(layers, MODEL_POINTS).map_err(|source| RunError::Cut { shot, source })?,
+    let model = if shape.is_uniform() {
+        uniform_curve(layers, MODEL_POINTS).map_err(|source| RunError::Cut { shot, source })?
+    } else {
+        per_layer_curve(order, MODEL_POINTS)
     };
     let model = model.iter().map(|point| (before.saturating_sub(point.freed), rounded(point.predicted)));
     let described = prepared(run)?.model;

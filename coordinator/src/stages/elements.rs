@@ -77,6 +77,7 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
         threshold: Some(f64::from(threshold.cost()) / weights_an_item(run) as f64),
         predicted: None,
         predicted_other_shape: None,
+        shape: None,
         freed_prunable: size_before(run, shot)?.prunable.saturating_sub(limit),
         damped_layers,
         largest_damping,

@@ -2,7 +2,7 @@
 
 use super::{invalid, prepared, wrong_result};
 use crate::error::RunError;
-use crate::event::{Evaluated, Event, Materialised};
+use crate::event::{Evaluated, Event, History, Materialised};
 use crate::report;
 use crate::run::Run;
 use proto::v1;
@@ -50,7 +50,8 @@ pub(crate) async fn materialise(run: &Run, shot: u32) -> Result<(), RunError> {
     let report = report.ok_or_else(|| invalid("journal", "a report was asked for before the run was prepared"))?;
     let report_json = serde_json::to_string_pretty(&report).map_err(|e| invalid("report", e.to_string()))?;
     let checkpoint = run.history(|h| h.checkpoint(shot));
-    let work = Work::Materialise(v1::MaterialiseTask { checkpoint, report_json, output });
+    let shape = v1::Shape::from(run.history(History::shape)).into();
+    let work = Work::Materialise(v1::MaterialiseTask { checkpoint, report_json, output, shape });
     run.perform(shot, v1::WorkerRole::Surgeon, work, |result, seconds| {
         let TaskResult::Materialise(r) = result else { return Err(wrong_result("materialise")) };
         Ok(Event::Materialised(Materialised {

@@ -3,6 +3,7 @@
 mod choice;
 mod compare;
 mod eval;
+mod generate;
 mod inspect;
 mod materialise;
 mod prune;
@@ -10,6 +11,7 @@ mod report;
 
 pub(crate) use compare::CompareArgs;
 pub(crate) use eval::EvalArgs;
+pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use materialise::MaterialiseArgs;
 pub(crate) use prune::PruneArgs;
@@ -33,9 +35,10 @@ some text to calibrate on is enough. The result is a folder that stock transform
                --target-size 0.8 --out SMALLER
   3. read    SMALLER/report.html, a page of what went where and what it cost
   4. compare llm-surgeon eval MODEL SMALLER --data held-out.jsonl
+  5. listen  llm-surgeon generate SMALLER --prompt \"Once upon a time\"
 
-Models: folders as on the Hugging Face hub (config.json, *.safetensors, tokenizer.json) of the families Llama, Mistral, \
-Qwen2, Qwen3 and OPT. Nothing is ever downloaded.";
+Models: folders as on the Hugging Face hub (config.json, *.safetensors or pytorch_model.bin, tokenizer.json) of the \
+families Llama, Mistral, Qwen2, Qwen3 and OPT. Nothing is ever downloaded.";
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -72,6 +75,9 @@ pub(crate) enum Command {
     /// Measure perplexity, speed and memory of one or more model folders
     #[command(long_about = eval::ABOUT, after_help = exit_codes())]
     Eval(EvalArgs),
+    /// Let a model go on from a prompt for a few tokens
+    #[command(long_about = generate::ABOUT, after_help = exit_codes())]
+    Generate(GenerateArgs),
     /// Show what is in a model folder, and what a target size would leave of it
     #[command(long_about = inspect::ABOUT, after_help = exit_codes())]
     Inspect(InspectArgs),

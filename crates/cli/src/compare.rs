@@ -74,7 +74,7 @@ impl Compared {
             family: report.family.clone(),
             method: method(spec),
             structure: spec.pattern.map_or_else(|| spec.structure.to_string(), |pattern| pattern.to_string()),
-            shape: spec.shape,
+            shape: report.shape_choice.as_ref().map_or(spec.shape, |choice| choice.shape),
             before: report.before,
             after: report.after,
             perplexity_before: report.evaluation_before.as_ref().map(|e| e.perplexity),

@@ -266,6 +266,7 @@ fn model_exit(error: &ModelError) -> Exit {
         | ModelError::Observer { .. }
         | ModelError::UnknownLayer { .. }
         | ModelError::Unfaithful { .. }
+        | ModelError::Pattern { .. }
         | ModelError::Stopped => Exit::Failed,
     }
 }

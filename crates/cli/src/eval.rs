@@ -118,7 +118,8 @@ fn segments(args: &EvalArgs, folder: &ModelFolder, seq_len: u64) -> Result<Segme
     Ok(tokens::segments(&documents, &tokenizer, seq_len, args.samples)?)
 }
 
-fn kind(dtype: Dtype) -> Kind {
+/// Returns the number format as libtorch calls it.
+pub(crate) fn kind(dtype: Dtype) -> Kind {
     match dtype {
         Dtype::F32 => Kind::Float,
         Dtype::Bf16 => Kind::BFloat16,

@@ -21,6 +21,8 @@ struct Inspection {
     kv_heads: i64,
     head_dim: i64,
     ffn: i64,
+    /// Whether single blocks are narrower than these.
+    own_widths: bool,
     /// Number formats of the tensors, as they are stored.
     dtypes: Vec<String>,
     /// Whether the head is the embedding.
@@ -58,8 +60,10 @@ fn inspect(args: &InspectArgs, folder: &ModelFolder) -> Result<Inspection, CliEr
         target,
         limit: target.limit(&description.dense),
         uniform: match args.structure.structure {
-            Structure::Coupled => uniform_widths(&description, target, args.multiple_of),
-            Structure::RowColumn | Structure::Element | Structure::NofM => Vec::new(),
+            Structure::Coupled if folder.config().own_widths.is_empty() => {
+                uniform_widths(&description, target, args.multiple_of)
+            }
+            Structure::Coupled | Structure::RowColumn | Structure::Element | Structure::NofM => Vec::new(),
         },
     });
     let config = folder.config();
@@ -70,6 +74,7 @@ fn inspect(args: &InspectArgs, folder: &ModelFolder) -> Result<Inspection, CliEr
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         ffn: config.ffn,
+        own_widths: !config.own_widths.is_empty(),
         dtypes: dtypes.into_iter().map(|kind| dtype_name(&kind).to_owned()).collect(),
         tied: config.tied,
         structure: args.structure.structure,

@@ -1,6 +1,7 @@
 //! The program `llm-surgeon`: prunes, measures and shows language models.
 //!
-//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`inspect`], [`mod@report`], [`compare`]. Results go to standard output, progress and logs to standard
+//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`generate`], [`inspect`], [`mod@report`], [`compare`].
+//! Results go to standard output, progress and logs to standard
 //! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
 //! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
 
@@ -8,6 +9,7 @@ mod args;
 mod compare;
 mod error;
 mod eval;
+mod generate;
 mod inspect;
 mod local;
 mod materialise;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Prune(args) => prune::run(&args),
         Command::Materialise(args) => materialise::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),

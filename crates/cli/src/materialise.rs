@@ -22,7 +22,16 @@ pub(crate) fn run(args: &MaterialiseArgs) -> Result<(), CliError> {
     let call = Call { machine: args.machine, json: args.json, quiet: args.quiet };
     launch(call, Path::new(&state), display, async |client: &Client| {
         let (id, kept) = kept_run(client, args).await?;
-        let ends = RunSpec { target, waypoints: vec![], output, keep_paths: false, paths_of: Some(id), ..kept };
+        let ends = RunSpec {
+            target,
+            waypoints: vec![],
+            output,
+            format: args.format.unwrap_or(kept.format),
+            gguf_type: args.gguf_type.unwrap_or(kept.gguf_type),
+            keep_paths: false,
+            paths_of: Some(id),
+            ..kept
+        };
         ends.validated().map_err(CliError::Spec)
     })
 }

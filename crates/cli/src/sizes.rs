@@ -141,6 +141,7 @@ mod tests {
             max_positions: 1,
             dense: Sizes { prunable, parameters: prunable + 500, bytes: 4 * (prunable + 500) },
             blocks: vec![block(0), block(1)],
+            own_widths_refused: String::new(),
         }
     }
 

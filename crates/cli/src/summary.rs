@@ -11,7 +11,7 @@ use coordinator::event::{Evaluated, History};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
-use types::{CorrectionReport, Evaluation, FactorDamping, Shape, Sizes, Structure};
+use types::{CorrectionReport, Evaluation, FactorDamping, RunSpec, Shape, Sizes, Structure};
 
 /// The final object of `--json`, and what the table shows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +24,9 @@ pub(crate) struct Summary {
     family: String,
     structure: Structure,
     shape: Shape,
+    /// Why, where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shape_reason: Option<String>,
     /// Size before and after.
     before: Sizes,
     after: Sizes,
@@ -114,7 +117,8 @@ impl Summary {
             run: run.to_owned(),
             family: prepared.model.family.clone(),
             structure: spec.structure,
-            shape: spec.shape,
+            shape: history.shape(),
+            shape_reason: history.shape_choice().map(|choice| choice.reason.clone()),
             before: prepared.model.dense,
             after: history.sizes(last)?,
             evaluation_before: dense.map(|e| e.evaluation.clone()),
@@ -140,7 +144,7 @@ impl Summary {
             on_the_way: on_the_way(history, written.shot),
             state: state.display().to_string(),
             keeps_paths: spec.keep_paths,
-            lm_eval: lm_eval(&written.output),
+            lm_eval: lm_eval(&written.output, spec, history.shape()),
         })
     }
 }
@@ -205,10 +209,16 @@ fn floored(history: &History) -> Option<f64> {
     (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
-pub(crate) fn lm_eval(output: &str) -> String {
+pub(crate) fn lm_eval(output: &str, spec: &RunSpec, shape: Shape) -> String {
+    if !spec.format.has_hf() {
+        let file = shell_word(&format!("{output}/{}", model::export::gguf::FILE));
+        return format!("llama-perplexity -m {file} -f HELD_OUT.txt");
+    }
+    let own_code = spec.structure == Structure::Coupled && shape == Shape::PerLayer;
+    let trust = if own_code { ",trust_remote_code=True" } else { "" };
     format!(
         "lm_eval --model hf --model_args {} --tasks wikitext",
-        shell_word(&format!("pretrained={output},dtype=float32"))
+        shell_word(&format!("pretrained={output},dtype=float32{trust}"))
     )
 }
 

@@ -4,9 +4,10 @@
 
 mod locate;
 mod mapped;
+mod pytorch;
 
 use crate::family::{Expected, Names, Role};
-use crate::tensor_file::{TensorInfo, TensorSpec, bytes_of, tensor_from};
+use crate::tensor_file::{TensorInfo, TensorSpec, bytes_of};
 use crate::{BlockLayers, ModelConfig, ModelError};
 use mapped::MappedFile;
 use std::collections::BTreeMap;
@@ -42,9 +43,10 @@ impl ModelFolder {
         let config = ModelConfig::read(&locate::config(path)?)?;
         let mut files = Vec::new();
         let mut stored = BTreeMap::new();
-        for file in locate::tensor_files(path)? {
-            let (mapped, header) = MappedFile::open(&file)?;
-            for (name, info) in header.tensors {
+        let (format, paths) = locate::tensor_files(path)?;
+        for file in paths {
+            let (mapped, tensors) = MappedFile::open(&file, format)?;
+            for (name, info) in tensors {
                 if stored.insert(name.clone(), (files.len(), info)).is_some() {
                     let reason = format!("holds tensor '{name}', which another shard holds as well");
                     return Err(ModelError::TensorFile { file: file.display().to_string(), reason });
@@ -123,7 +125,7 @@ impl ModelFolder {
             });
         };
         let read = || {
-            let stored = tensor_from(self.files[*file].bytes(&info.range), &info.shape, self.kind(name, info)?)?;
+            let stored = info.tensor(self.files[*file].bytes(&info.range), self.kind(name, info)?)?;
             Ok(stored.f_to_device(device)?.f_to_kind(kind)?)
         };
         let tensor = read();
@@ -203,11 +205,11 @@ impl ModelFolder {
         else {
             return Ok(());
         };
-        let same = || {
-            let bytes = self.files[*file].bytes(&info.range);
-            (&info.dtype, &info.shape, bytes) == (&head.dtype, &head.shape, self.files[*head_file].bytes(&head.range))
-        };
-        if !self.config.tied || same() {
+        if !self.config.tied || (file, info) == (head_file, head) {
+            return Ok(());
+        }
+        let same_form = (&info.dtype, &info.shape, &info.order) == (&head.dtype, &head.shape, &head.order);
+        if same_form && self.files[*file].bytes(&info.range) == self.files[*head_file].bytes(&head.range) {
             return Ok(());
         }
         Err(ModelError::Config {

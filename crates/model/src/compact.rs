@@ -1,24 +1,27 @@
 //! Which rows and columns of the base model's tensors go where in a compact model.
 //!
-//! Blocks may keep different numbers of units. A Hugging Face config has one number for all, so the narrower blocks are
-//! padded with dead units: zero rows in the producers and zero columns in the consumer, which is exact. Knows neither
-//! files nor number formats.
+//! Blocks may keep different numbers of units. Written with widths of their own they stay so; written with common ones the
+//! narrower blocks are padded with dead units: zero rows in the producers and zero columns in the consumer, which is exact.
+//! A block that lost all its units adds nothing to the residual stream and is left out. Knows neither files nor number
+//! formats.
 
-use crate::{BlockLayers, ModelFolder};
-use crate::{LayerOverlay, ModelConfig, ModelError, Overlay};
+use crate::family::Names;
+use crate::{BlockLayers, BlockWidths, LayerOverlay, ModelConfig, ModelError, ModelFolder, Overlay};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use types::{LayerId, UnitKind};
 
-/// Widths that all blocks of a compact model have.
+/// How wide blocks are written that kept different numbers of units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Widths {
-    /// Query heads of one kv head.
-    pub(crate) heads_per_group: i64,
-    /// Key and value heads.
-    pub(crate) kv_heads: i64,
-    /// FFN channels.
-    pub(crate) ffn: i64,
+pub enum Breadth {
+    /// All as wide as the widest, dead units in the others; an FFN's width is rounded up to a multiple, but not beyond the
+    /// base model's.
+    Common {
+        /// Of which number.
+        multiple_of: u32,
+    },
+    /// Each as wide as it is. A sub-block that lost all its units keeps a dead one: no runtime takes a block without heads.
+    Own,
 }
 
 /// Where kept features of one axis come from and where they go.
@@ -74,39 +77,61 @@ pub(crate) enum Recipe<'a> {
     Base,
 }
 
-/// Selections of one block.
+/// One block of the compact model.
 #[derive(Debug)]
-struct BlockSelections {
+pub(crate) struct CompactBlock {
+    /// Its number in the base model.
+    pub(crate) base: u32,
+    /// How wide it is written.
+    pub(crate) widths: BlockWidths,
     q: Selection,
     kv: Selection,
     channels: Selection,
 }
 
-/// The compact model: its widths, and a recipe for each tensor.
+/// The compact model: its blocks, and a recipe for each tensor.
 #[derive(Debug)]
 pub(crate) struct Compaction<'a> {
     overlay: &'a Overlay,
     layers: &'a [BlockLayers],
-    widths: Option<(Widths, Vec<BlockSelections>)>,
+    names: &'a Names,
+    blocks: Option<Vec<CompactBlock>>,
     padded: bool,
+}
+
+impl CompactBlock {
+    /// Returns every block of a model as it is.
+    pub(crate) fn all_of(config: &ModelConfig) -> Vec<Self> {
+        let whole = |length| Selection { from: (0..length).collect(), to: (0..length).collect(), length };
+        let block = |base| {
+            let widths = config.widths(base);
+            let [q, kv] = [widths.heads, widths.kv_heads].map(|heads| whole(heads * config.head_dim));
+            Self { base, widths, q, kv, channels: whole(widths.ffn) }
+        };
+        (0..config.blocks).map(block).collect()
+    }
+
+    fn is_padded(&self) -> bool {
+        [&self.q, &self.kv, &self.channels].iter().any(|selection| selection.from.len() as i64 != selection.length)
+    }
 }
 
 /// Units that one block keeps, counted in the base model.
 struct Kept {
+    block: u32,
     /// Query heads of each kept kv head.
     groups: Vec<(i64, Vec<i64>)>,
     channels: Vec<i64>,
 }
 
 impl<'a> Compaction<'a> {
-    /// Returns the compaction of `folder` under `overlay`. Where blocks differ, FFN widths are rounded up to
-    /// `multiple_of`, but not beyond the base model's.
+    /// Returns the compaction of `folder` under `overlay`.
     ///
     /// # Errors
     /// [`ModelError::Overlay`] for units that the model does not have.
-    pub(crate) fn new(folder: &'a ModelFolder, overlay: &'a Overlay, multiple_of: i64) -> Result<Self, ModelError> {
-        let layers = folder.layers();
-        let mut compaction = Self { overlay, layers, widths: None, padded: false };
+    pub(crate) fn new(folder: &'a ModelFolder, overlay: &'a Overlay, breadth: Breadth) -> Result<Self, ModelError> {
+        let (layers, names) = (folder.layers(), folder.names());
+        let mut compaction = Self { overlay, layers, names, blocks: None, padded: false };
         if overlay
             .layers
             .values()
@@ -115,21 +140,38 @@ impl<'a> Compaction<'a> {
             return Ok(compaction);
         }
         let config = folder.config();
-        let kept = layers.iter().map(|layers| Kept::new(config, layers, overlay)).collect::<Result<Vec<_>, _>>()?;
-        let (widths, padded) = common_widths(&kept, config.ffn, multiple_of);
-        compaction.padded = padded;
-        compaction.widths = Some((widths, kept.iter().map(|k| k.selections(widths, config.head_dim)).collect()));
+        let kept = (0..).zip(layers).map(|(block, layers)| Kept::new(config, (block, layers), overlay));
+        let mut kept = kept.collect::<Result<Vec<_>, _>>()?;
+        if kept.iter().any(|block| !block.is_gone(config)) {
+            kept.retain(|block| !block.is_gone(config));
+        }
+        let widths = match breadth {
+            Breadth::Common { multiple_of } => vec![common_widths(&kept, config.ffn, multiple_of.into()); kept.len()],
+            Breadth::Own => kept.iter().map(Kept::own_widths).collect(),
+        };
+        let blocks = kept.iter().zip(widths).map(|(block, widths)| block.placed(widths, config.head_dim));
+        let blocks: Vec<CompactBlock> = blocks.collect();
+        compaction.padded = blocks.iter().any(CompactBlock::is_padded);
+        compaction.blocks = Some(blocks);
         Ok(compaction)
     }
 
-    /// Returns the widths of the compact model; `None` if its tensors keep their shapes.
-    pub(crate) fn widths(&self) -> Option<Widths> {
-        self.widths.as_ref().map(|(widths, _)| *widths)
+    /// Returns the blocks of the compact model; `None` if its tensors keep their shapes.
+    pub(crate) fn blocks(&self) -> Option<&[CompactBlock]> {
+        self.blocks.as_deref()
     }
 
-    /// Returns whether dead units were put in so that all blocks are of one width.
+    /// Returns whether dead units were put in.
     pub(crate) fn padded(&self) -> bool {
         self.padded
+    }
+
+    /// Returns the name in the compact model of a tensor of the base model; `None` for those of blocks that are left out.
+    pub(crate) fn name(&self, base: &str) -> Option<String> {
+        let number = self.blocks.as_ref().and_then(|_| self.names.block_of(base));
+        let Some((number, part)) = number else { return Some(base.to_owned()) };
+        let place = self.blocks.iter().flatten().position(|block| block.base == number)?;
+        Some(format!("{}{place}.{part}", self.names.blocks()))
     }
 
     /// Returns the recipes of all tensors that differ from the base model's.
@@ -141,8 +183,8 @@ impl<'a> Compaction<'a> {
                 new.into_iter().filter_map(|(part, new)| Some((format!("{id}.{part}"), Recipe::New(new.as_ref()?)))),
             );
         }
-        let Some((_, selections)) = &self.widths else { return recipes };
-        for (layers, block) in self.layers.iter().zip(selections) {
+        for block in self.blocks.iter().flatten() {
+            let layers = &self.layers[block.base as usize];
             let mut rows = |layer: &LayerId, selection| {
                 let new = self.overlay.layers.get(layer);
                 let parts =
@@ -165,17 +207,18 @@ impl<'a> Compaction<'a> {
 }
 
 impl Kept {
-    fn new(config: &ModelConfig, layers: &BlockLayers, overlay: &Overlay) -> Result<Self, ModelError> {
-        let per_group = config.heads_per_group();
+    fn new(config: &ModelConfig, (block, layers): (u32, &BlockLayers), overlay: &Overlay) -> Result<Self, ModelError> {
+        let base = config.widths(block);
+        let per_group = base.heads_per_group();
         let cut = |layer: &LayerId| overlay.layers.get(layer).filter(|l| l.kind != UnitKind::Whole);
         let attention = cut(&layers.o);
         let (kv_heads, heads) = match attention {
-            Some(o) if o.kind == UnitKind::KvGroup => (kept(&layers.o, o, config.kv_heads)?, None),
+            Some(o) if o.kind == UnitKind::KvGroup => (kept(&layers.o, o, base.kv_heads)?, None),
             Some(o) if o.kind == UnitKind::QueryHead => {
-                ((0..config.kv_heads).collect(), Some(kept(&layers.o, o, config.heads)?))
+                ((0..base.kv_heads).collect(), Some(kept(&layers.o, o, base.heads)?))
             }
             Some(o) => return Err(foreign(&layers.o, format!("cannot lose units of kind {}", o.kind))),
-            None => ((0..config.kv_heads).collect::<Vec<_>>(), None),
+            None => ((0..base.kv_heads).collect::<Vec<_>>(), None),
         };
         let heads_of = |group: i64| -> Vec<i64> {
             let all = group * per_group..(group + 1) * per_group;
@@ -190,44 +233,54 @@ impl Kept {
         }
         let consumer = layers.mlp.consumer();
         let channels = match cut(consumer) {
-            Some(mlp) if mlp.kind == UnitKind::FfnChannel => kept(consumer, mlp, config.ffn)?,
+            Some(mlp) if mlp.kind == UnitKind::FfnChannel => kept(consumer, mlp, base.ffn)?,
             Some(mlp) => return Err(foreign(consumer, format!("cannot lose units of kind {}", mlp.kind))),
-            None => (0..config.ffn).collect(),
+            None => (0..base.ffn).collect(),
         };
-        Ok(Self { groups, channels })
+        Ok(Self { block, groups, channels })
     }
 
-    /// Returns where this block's features come from and go in a model of `widths`.
-    fn selections(&self, widths: Widths, head_dim: i64) -> BlockSelections {
+    /// Returns whether nothing of the block is left: no unit, and no bias that it would add all the same.
+    fn is_gone(&self, config: &ModelConfig) -> bool {
+        self.groups.is_empty() && self.channels.is_empty() && !config.o_bias && !config.mlp_bias
+    }
+
+    fn heads_per_group(&self) -> i64 {
+        self.groups.first().map_or(1, |(_, heads)| heads.len() as i64)
+    }
+
+    fn own_widths(&self) -> BlockWidths {
+        let kv_heads = (self.groups.len() as i64).max(1);
+        let ffn = (self.channels.len() as i64).max(1);
+        BlockWidths { heads: kv_heads * self.heads_per_group(), kv_heads, ffn }
+    }
+
+    /// Returns where this block's features come from and go when it is written with `widths`.
+    fn placed(&self, widths: BlockWidths, head_dim: i64) -> CompactBlock {
         let kv: Vec<_> = self.groups.iter().zip(0..).map(|((from, _), to)| (*from, to)).collect();
         let q = self.groups.iter().zip(0..).flat_map(|((_, heads), group)| {
-            heads.iter().zip(0..).map(move |(from, to)| (*from, group * widths.heads_per_group + to))
+            heads.iter().zip(0..).map(move |(from, to)| (*from, group * widths.heads_per_group() + to))
         });
         let channels: Vec<_> = self.channels.iter().copied().zip(0..).collect();
-        BlockSelections {
-            q: Selection::units(&q.collect::<Vec<_>>(), head_dim, widths.kv_heads * widths.heads_per_group),
+        CompactBlock {
+            base: self.block,
+            widths,
+            q: Selection::units(&q.collect::<Vec<_>>(), head_dim, widths.heads),
             kv: Selection::units(&kv, head_dim, widths.kv_heads),
             channels: Selection::units(&channels, 1, widths.ffn),
         }
     }
 }
 
-/// Returns the smallest widths that hold every block, and whether some block is narrower.
-fn common_widths(kept: &[Kept], ffn: i64, multiple_of: i64) -> (Widths, bool) {
-    let widest = |width: &dyn Fn(&Kept) -> usize| kept.iter().map(width).max().unwrap_or(0) as i64;
-    let same = |width: &dyn Fn(&Kept) -> usize| kept.iter().all(|k| width(k) == width(&kept[0]));
-    let (groups, heads) = (|k: &Kept| k.groups.len(), |k: &Kept| k.groups.first().map_or(0, |(_, heads)| heads.len()));
-    let channels = |k: &Kept| k.channels.len();
+/// Returns the smallest widths that hold every block.
+fn common_widths(kept: &[Kept], ffn: i64, multiple_of: i64) -> BlockWidths {
+    let widest = |width: &dyn Fn(&BlockWidths) -> i64| kept.iter().map(|k| width(&k.own_widths())).max().unwrap_or(1);
+    let channels = widest(&|w| w.ffn);
+    let same = kept.iter().all(|k| k.own_widths().ffn == channels);
     let multiple_of = multiple_of.max(1);
-    let ffn = if same(&channels) {
-        widest(&channels)
-    } else {
-        ((widest(&channels) + multiple_of - 1) / multiple_of * multiple_of).min(ffn)
-    };
-    // Where every block has lost a sub-block, a dead unit stays for it: no runtime takes a model without heads.
-    let none = [widest(&groups), widest(&channels)].contains(&0);
-    let widths = Widths { heads_per_group: widest(&heads).max(1), kv_heads: widest(&groups).max(1), ffn: ffn.max(1) };
-    (widths, none || !(same(&groups) && same(&heads) && same(&channels)))
+    let rounded = ((channels + multiple_of - 1) / multiple_of * multiple_of).min(ffn.max(channels));
+    let (kv_heads, per_group) = (widest(&|w| w.kv_heads), widest(&|w| w.heads_per_group()));
+    BlockWidths { heads: kv_heads * per_group, kv_heads, ffn: if same { channels } else { rounded } }
 }
 
 /// Returns the kept units of a layer, checked against their number in the base model.

@@ -4,12 +4,16 @@
 
 mod fields;
 mod rope;
+mod widths;
 
 pub(crate) use fields::Fields;
 pub use rope::{Rope, RopeScaling};
+pub use widths::BlockWidths;
+pub(crate) use widths::PER_BLOCK;
 
 use crate::{Family, ModelError};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The largest dimension that is believed; products of two stay far from overflow.
@@ -48,6 +52,8 @@ pub struct ModelConfig {
     pub head_dim: i64,
     /// Channels of a block's MLP.
     pub ffn: i64,
+    /// Widths of the blocks that have others than those above: models whose blocks were pruned by different amounts.
+    pub own_widths: BTreeMap<u32, BlockWidths>,
     /// Vocabulary size.
     pub vocab: i64,
     /// Longest position the model was made for, in tokens.
@@ -102,8 +108,9 @@ impl ModelConfig {
                 )));
             }
         }
-        let config = Family::named_by(&fields)?.read(&fields)?;
+        let mut config = Family::named_by(&fields)?.read(&fields)?;
         config.check(&fields)?;
+        config.own_widths = widths::read(&fields, &config)?;
         Ok(config)
     }
 
@@ -124,6 +131,7 @@ impl ModelConfig {
                 None => hidden / heads.max(1),
             },
             ffn: fields.required("intermediate_size")?,
+            own_widths: BTreeMap::new(),
             vocab: fields.required("vocab_size")?,
             max_positions,
             norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
@@ -187,8 +195,9 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Returns how many query heads share a key/value head.
-    pub fn heads_per_group(&self) -> i64 {
-        self.heads / self.kv_heads
+    /// Returns the widths of a block.
+    pub fn widths(&self, block: u32) -> BlockWidths {
+        let usual = BlockWidths { heads: self.heads, kv_heads: self.kv_heads, ffn: self.ffn };
+        self.own_widths.get(&block).copied().unwrap_or(usual)
     }
 }

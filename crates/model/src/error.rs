@@ -41,7 +41,7 @@ pub enum ModelError {
         /// What is not supported, and what is.
         reason: String,
     },
-    /// A broken safetensors file or index: fetch it again.
+    /// A broken tensor file or index: fetch it again.
     #[error("{file}: {reason}; the file is damaged or incomplete, fetch it again")]
     TensorFile {
         /// The file, or what the bytes were meant to be.
@@ -173,6 +173,18 @@ pub enum ModelError {
         difference: f64,
         /// Largest allowed.
         allowed: f64,
+    },
+    /// A written layer that breaks its pattern: a bug, so the folder has been removed.
+    #[error(
+        "layer {layer}: {broken} windows keep more weights than the pattern {pattern} lets them; nothing was left there"
+    )]
+    Pattern {
+        /// The layer.
+        layer: String,
+        /// n:m.
+        pattern: String,
+        /// Windows that keep too many.
+        broken: u64,
     },
     /// The caller asked for an end; nothing is wrong.
     #[error("stopped on request")]

@@ -20,6 +20,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod family;
+pub mod generate;
 pub mod linear;
 pub mod overlay;
 pub mod perplexity;
@@ -30,7 +31,7 @@ pub mod tokens;
 pub mod units;
 
 pub use checkpoint::ModelFolder;
-pub use config::{Activation, ModelConfig, Rope, RopeScaling};
+pub use config::{Activation, BlockWidths, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Attention, Block, Decoder, HeadNorms, Mlp, NoTap, Norm, Tap};
 pub use error::ModelError;
 pub use family::{BlockLayers, Family, MlpLayers};

@@ -36,6 +36,13 @@ impl Rotary {
 }
 
 impl Rope {
+    /// Returns how much slower each pair turns than without scaling, [e / 2], where that differs from pair to pair.
+    pub(crate) fn slowing(&self, head_dim: i64) -> Result<Option<Tensor>, ModelError> {
+        let RopeScaling::Llama3 { .. } = self.scaling else { return Ok(None) };
+        let plain = Self { scaling: RopeScaling::Default, ..*self }.frequencies(head_dim, Kind::Double)?;
+        Ok(Some(plain.f_div(&self.frequencies(head_dim, Kind::Double)?)?.f_to_kind(Kind::Float)?))
+    }
+
     /// Returns the angle per position of each pair, [e / 2].
     fn frequencies(&self, head_dim: i64, kind: Kind) -> Result<Tensor, ModelError> {
         let exponents =

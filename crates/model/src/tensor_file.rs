@@ -81,11 +81,22 @@ pub fn decode(bytes: &[u8], device: Device) -> Result<Decoded, ModelError> {
                 file: "encoded tensors".to_owned(),
                 reason: format!("tensor '{name}' has number format {}, which is not supported", info.dtype),
             })?;
-            let tensor = tensor_from(&bytes[info.range.clone()], &info.shape, kind)?;
+            let tensor = info.tensor(&bytes[info.range.clone()], kind)?;
             Ok((name.clone(), tensor.f_to_device(device)?))
         })
         .collect::<Result<Vec<_>, ModelError>>()?;
     Ok((tensors, header.metadata))
+}
+
+impl TensorInfo {
+    /// Returns the tensor whose numbers in the file are `bytes`, of `kind`, on the CPU.
+    pub(crate) fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<Tensor, ModelError> {
+        let Some(order) = &self.order else { return tensor_from(bytes, &self.shape, kind) };
+        let in_file: Vec<i64> = order.iter().map(|d| self.shape[*d as usize]).collect();
+        let place_of = |d: i64| order.iter().position(|at| *at == d).map_or(d, |at| at as i64);
+        let places: Vec<i64> = (0..order.len() as i64).map(place_of).collect();
+        Ok(tensor_from(bytes, &in_file, kind)?.f_permute(places)?.f_contiguous()?)
+    }
 }
 
 /// Returns a tensor with a copy of `bytes`, on the CPU.

@@ -3,10 +3,13 @@
 //! Files are read in sorted order, so that the same files give the same digest in whatever order they were named.
 //! This module downloads nothing, cleans nothing and knows no model weights.
 
+mod bpe;
 mod chat;
 mod files;
+mod json;
 mod pack;
 mod read;
+mod stream;
 mod tokenizer;
 
 use crate::ModelError;
@@ -14,6 +17,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 pub use pack::{Draw, Samples, Segments, pack_samples, segments};
+pub use stream::TextStream;
 pub use tokenizer::Tokenizer;
 
 /// Where text is, and what it is called there.

@@ -9,6 +9,7 @@
 //! OPT's attention has no units: no runtime loads it with a head size other than hidden / heads. Does not score anything.
 
 use crate::checkpoint::ModelFolder;
+use crate::export;
 use crate::tensor_file::TensorSpec;
 use crate::{BlockLayers, Family, ModelError};
 use std::collections::BTreeMap;
@@ -20,12 +21,14 @@ use types::{
 /// Returns what a model offers to a run.
 ///
 /// # Errors
-/// As [`describe`].
+/// As [`describe`]; [`ModelError::Unsupported`] if its result could not be written for the runtimes it asks for.
 pub fn describe_for(folder: &ModelFolder, spec: &RunSpec) -> Result<ModelDescription, ModelError> {
+    export::check_writable(folder, spec)?;
     let mut description = describe(folder, spec.structure, spec.attention_unit)?;
     for group in description.blocks.iter_mut().flat_map(|b| &mut b.groups).filter(|_| spec.sub_blocks) {
         group.min_keep = 0;
     }
+    description.own_widths_refused = export::refusal(folder.config(), spec.format, true).unwrap_or_default();
     Ok(description)
 }
 
@@ -44,7 +47,7 @@ pub fn describe(
         block,
         layers: table.layers(layers, structure),
         groups: match structure {
-            Structure::Coupled => table.groups(folder, layers, attention_unit),
+            Structure::Coupled => table.groups(folder, (block, layers), attention_unit),
             Structure::RowColumn | Structure::Element | Structure::NofM => Vec::new(),
         },
     });
@@ -56,6 +59,7 @@ pub fn describe(
         max_positions: config.max_positions as u64,
         dense: folder.sizes(),
         blocks: blocks.collect(),
+        own_widths_refused: String::new(),
     })
 }
 
@@ -97,9 +101,15 @@ impl Table<'_> {
         layers.all().into_iter().filter_map(describe).collect()
     }
 
-    fn groups(&self, folder: &ModelFolder, layers: &BlockLayers, attention_unit: AttentionUnit) -> Vec<UnitGroup> {
+    fn groups(
+        &self,
+        folder: &ModelFolder,
+        (block, layers): (u32, &BlockLayers),
+        attention_unit: AttentionUnit,
+    ) -> Vec<UnitGroup> {
         let config = folder.config();
-        let (e, kv, per_group) = (config.head_dim as u64, config.kv_heads as u64, config.heads_per_group() as u64);
+        let widths = config.widths(block);
+        let (e, kv, per_group) = (config.head_dim as u64, widths.kv_heads as u64, widths.heads_per_group() as u64);
         let mut groups = Vec::new();
         let mut add = |kind, layer: &LayerId, (units, together): (u64, u64), columns: u64, freed_per_unit: Sizes| {
             groups.push(UnitGroup {
@@ -131,7 +141,7 @@ impl Table<'_> {
         let consumer = layers.mlp.consumer();
         let produced = layers.mlp.producers().into_iter().map(|layer| self.rows(layer, 1));
         let freed = produced.fold(self.columns(consumer, 1), |sum, rows| sum + rows);
-        add(UnitKind::FfnChannel, consumer, (config.ffn as u64, 1), 1, freed);
+        add(UnitKind::FfnChannel, consumer, (widths.ffn as u64, 1), 1, freed);
         groups
     }
 

@@ -33,9 +33,12 @@ fn what_is_no_model_folder_is_said() {
     fs::create_dir(copy.file("empty")).unwrap();
     refused(&copy.file("empty"), &["no config.json"]);
     fs::remove_file(copy.file("model.safetensors")).unwrap();
-    refused(copy.path(), &["neither model.safetensors nor"]);
+    refused(copy.path(), &["neither model.safetensors nor pytorch_model.bin"]);
     fs::write(copy.file("pytorch_model.bin"), "pickle").unwrap();
-    refused(copy.path(), &["pytorch_model.bin only", "save_pretrained"]);
+    refused(copy.path(), &["pytorch_model.bin", "no PyTorch file"]);
+    fs::write(copy.file("pytorch_model.bin"), b"\x80\x02}.").unwrap();
+    let error = refused(copy.path(), &["pytorch_model.bin", "before 1.6", "save_pretrained"]);
+    assert!(matches!(error, ModelError::Unsupported { .. }));
 }
 
 #[test]

@@ -230,6 +230,19 @@ fn conversations_are_written_in_the_models_template_without_further_special_toke
 }
 
 #[test]
+fn a_message_is_put_through_the_template_up_to_the_answer() {
+    let place = Place::new(true);
+    let without = place.tokenizer().encode_message("hi").unwrap_err().to_string();
+    assert!(without.contains("tokenizer.json") && without.contains("no chat template"), "{without}");
+    place.write("model/chat_template.jinja", TEMPLATE);
+    place.write("model/tokenizer_config.json", json!({"bos_token": "<s>", "eos_token": "</s>"}).to_string());
+    let tokenizer = place.tokenizer();
+    let ids = tokenizer.encode_message("hi").unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == BOS).count(), 1);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "<USER>hi\n<GO>");
+}
+
+#[test]
 fn a_conversation_that_cannot_be_written_names_its_line() {
     let place = Place::new(true);
     place.write("x.jsonl", "{\"messages\": [{\"role\": \"robot\", \"content\": \"x\"}]}");

@@ -5,7 +5,8 @@
 mod common;
 
 use common::golden;
-use model::export::huggingface::{self, WriteOptions, Written, folder_digest};
+use common::pruned::keep;
+use model::export::{self, Breadth, WriteOptions, Written, folder_digest};
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -13,42 +14,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-use types::{LayerId, UnitKind};
+use types::{Format, GgufType, UnitKind};
 
 const IDS: [i64; 12] = [7, 90, 3, 3, 41, 8, 66, 12, 95, 4, 5, 30];
-const OPTIONS: WriteOptions = WriteOptions { multiple_of: 8, shard_bytes: WriteOptions::SHARD_BYTES };
+const OPTIONS: WriteOptions = WriteOptions {
+    breadth: Breadth::Common { multiple_of: 8 },
+    format: Format::Hf,
+    gguf_type: GgufType::Auto,
+    pattern: None,
+    shard_bytes: WriteOptions::SHARD_BYTES,
+};
 
 fn open(name: &str) -> ModelFolder {
     ModelFolder::open(&golden(name)).unwrap()
 }
 
-/// The consumer of a block's heads (`o`) or channels.
-fn consumer(folder: &ModelFolder, block: usize, kind: UnitKind) -> LayerId {
-    let layers = &folder.layers()[block];
-    if kind == UnitKind::FfnChannel { layers.mlp.consumer().clone() } else { layers.o.clone() }
-}
-
-/// Adds kept units with new weights: the base model's, changed as an update would.
-fn keep(overlay: &mut Overlay, folder: &ModelFolder, block: usize, kind: UnitKind, kept: &[u32]) {
-    let layer = consumer(folder, block, kind);
-    let config = folder.config();
-    let size = match kind {
-        UnitKind::FfnChannel => 1,
-        UnitKind::KvGroup => config.head_dim * config.heads_per_group(),
-        _ => config.head_dim,
-    };
-    let columns: Vec<i64> = kept.iter().flat_map(|u| i64::from(*u) * size..(i64::from(*u) + 1) * size).collect();
-    let base = folder.tensor(&format!("{layer}.weight"), Kind::Float, Device::Cpu).unwrap();
-    let weight = base.index_select(1, &Tensor::from_slice(&columns)) * 1.25 + 0.01;
-    let bias = folder
-        .shape(&format!("{layer}.bias"))
-        .map(|_| folder.tensor(&format!("{layer}.bias"), Kind::Float, Device::Cpu).unwrap() - 0.125);
-    let layer_overlay = LayerOverlay { kind, kept: kept.to_vec(), kept_rows: Vec::new(), weight: Some(weight), bias };
-    overlay.layers.insert(layer, layer_overlay);
-}
-
 fn write(folder: &ModelFolder, overlay: &Overlay, output: &Path) -> Result<Written, ModelError> {
-    huggingface::write(folder, overlay, OPTIONS, "{\"format\": 1}\n", output, &IDS)
+    export::write(folder, overlay, OPTIONS, "{\"format\": 1}\n", output, &IDS)
 }
 
 /// Writes, and checks from outside that the folder computes what the overlay does.
@@ -198,6 +180,13 @@ fn row_column_keeps_shapes_and_config_and_its_zeros_are_positive() {
     assert_eq!(fs::read(output.join("config.json")).unwrap(), fs::read(golden("mistral").join("config.json")).unwrap());
     let out = ModelFolder::open(&output).unwrap();
     assert_eq!(out.tensors(), folder.tensors());
+    let masks = json_of(&output.join("mask_report.json"));
+    let gate =
+        masks["layers"].as_array().unwrap().iter().find(|l| l["layer"] == "model.layers.0.mlp.gate_proj").unwrap();
+    assert_eq!(
+        (&gate["zeros"], &gate["zero_rows"], &gate["zero_columns"]),
+        (&json!(2 * 32 + 56 - 2), &json!(2), &json!(1))
+    );
     for spec in out.tensors() {
         let tensor = out.tensor(&spec.name, Kind::Float, Device::Cpu).unwrap();
         let negative_zeros = tensor.signbit().logical_and(&tensor.eq(0.0)).sum(Kind::Int64).int64_value(&[]);
@@ -251,7 +240,7 @@ fn large_models_are_cut_into_shards_with_an_index() {
     let place = tempfile::tempdir().unwrap();
     let output = place.path().join("out");
     let options = WriteOptions { shard_bytes: 16_000, ..OPTIONS };
-    huggingface::write(&folder, &overlay, options, "{}", &output, &IDS).unwrap();
+    export::write(&folder, &overlay, options, "{}", &output, &IDS).unwrap();
     let out = ModelFolder::open(&output).unwrap();
     let index = json_of(&output.join("model.safetensors.index.json"));
     assert_eq!(index["metadata"]["total_size"], json!(out.sizes().bytes));
@@ -337,8 +326,8 @@ fn a_model_that_cannot_be_checked_leaves_nothing_behind() {
     keep(&mut foreign, &folder, 1, UnitKind::FfnChannel, &[1, 2, 3]);
     foreign.layers.values_mut().next().unwrap().kept = vec![1, 2, 32];
     assert!(matches!(write(&folder, &foreign, &output), Err(ModelError::Overlay { .. })));
-    assert!(huggingface::write(&folder, &Overlay::default(), OPTIONS, "{}", &output, &[]).is_err());
-    assert!(huggingface::write(&folder, &Overlay::default(), OPTIONS, "{}", &output, &[96]).is_err());
+    assert!(export::write(&folder, &Overlay::default(), OPTIONS, "{}", &output, &[]).is_err());
+    assert!(export::write(&folder, &Overlay::default(), OPTIONS, "{}", &output, &[96]).is_err());
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
 }
 

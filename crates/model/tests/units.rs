@@ -5,7 +5,7 @@
 mod common;
 
 use common::golden;
-use model::export::huggingface::{self, WriteOptions};
+use model::export::{self, Breadth, WriteOptions};
 use model::{LayerOverlay, ModelFolder, Overlay, units};
 use types::{AttentionUnit, ModelDescription, Structure, UnitKind};
 
@@ -84,8 +84,8 @@ fn freed_sizes_are_those_of_the_written_model() {
         }
         let place = tempfile::tempdir().unwrap();
         let output = place.path().join("out");
-        let options = WriteOptions { multiple_of: 1, shard_bytes: WriteOptions::SHARD_BYTES };
-        let written = huggingface::write(&folder, &overlay, options, "{}", &output, &[5, 6, 7, 8]).unwrap();
+        let options = WriteOptions::huggingface(Breadth::Common { multiple_of: 1 });
+        let written = export::write(&folder, &overlay, options, "{}", &output, &[5, 6, 7, 8]).unwrap();
         assert!(!written.padded);
         assert_eq!(ModelFolder::open(&output).unwrap().sizes(), expected, "{name} {unit}");
     }

@@ -1,4 +1,4 @@
-//! Decisions of a pruning run: how small after each shot, where to cut each layer's removal path, how to split the
+//! Decisions of a pruning run: how small after each shot, of which shape, where to cut each layer's removal path, how to split the
 //! calibration data, what to do after a failure; and what other sizes would cost.
 //!
 //! Invariants: every function is pure. Equal arguments give equal results; time, randomness and identity come in as
@@ -9,6 +9,7 @@ pub mod curve;
 mod error;
 pub mod retry;
 pub mod schedule;
+pub mod shape;
 pub mod threshold;
 
 pub use error::PlanningError;

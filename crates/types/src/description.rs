@@ -20,6 +20,9 @@ pub struct ModelDescription {
     pub dense: Sizes,
     /// Blocks from the first to the last.
     pub blocks: Vec<BlockDescription>,
+    /// Why blocks of different widths cannot be written in the run's format; empty if they can.
+    #[serde(default)]
+    pub own_widths_refused: String,
 }
 
 impl ModelDescription {
@@ -100,7 +103,7 @@ impl UnitGroup {
 pub struct DataDescription {
     /// BLAKE3 over the documents' text, in reading order.
     pub digest: String,
-    /// BLAKE3 of tokenizer.json.
+    /// BLAKE3 of tokenizer.json, or over vocab.json and merges.txt.
     pub tokenizer_digest: String,
     /// Documents used.
     pub documents: u64,

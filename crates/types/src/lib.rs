@@ -16,10 +16,10 @@ pub use checkpoint::{Checkpoint, LayerState, ObjectRef};
 pub use description::{BlockDescription, DataDescription, LayerDescription, ModelDescription, UnitGroup};
 pub use ids::{Generation, InvalidId, LayerId, RunId, WorkerId};
 pub use path::{CostHistogram, DampingStep, ElementCut, FactorDamping, LayerCut, PathStep, Precision, RemovalPath};
-pub use report::{CorrectionReport, Evaluation, KeptUnits, LayerReport, RunReport, ShotReport};
+pub use report::{CorrectionReport, Evaluation, KeptUnits, LayerReport, RunReport, ShapeChoice, ShotReport};
 pub use run_spec::{InvalidRunSpec, RunSpec, Violation};
 pub use size::{ParseTargetError, Sizes, Target, format_bytes, parse_bytes, parse_count};
 pub use structure::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, InvalidPattern, Pattern, Schedule, Scoring, Shape, ShotData,
-    Structure, Unit, UnitKind, UnknownName, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Format, GgufType, InvalidPattern, Pattern, Schedule,
+    Scoring, Shape, ShotData, Structure, Unit, UnitKind, UnknownName, Update,
 };

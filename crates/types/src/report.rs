@@ -1,6 +1,6 @@
 //! What is said at the end. Holds no times: the report is part of the output, and the same run gives the same bytes.
 
-use crate::{DataDescription, FactorDamping, LayerId, RunSpec, Sizes, UnitKind};
+use crate::{DataDescription, FactorDamping, LayerId, RunSpec, Shape, Sizes, UnitKind};
 use serde::{Deserialize, Serialize};
 
 /// Perplexity with its protocol: a number without it is no figure.
@@ -84,6 +84,15 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+/// What a shape of `auto` came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShapeChoice {
+    /// Uniform or per-layer.
+    pub shape: Shape,
+    /// Why.
+    pub reason: String,
+}
+
 /// What is left in one layer at the end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeptUnits {
@@ -119,6 +128,9 @@ pub struct RunReport {
     pub before: Sizes,
     /// Size after.
     pub after: Sizes,
+    /// What a shape of `auto` came to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub shape_choice: Option<ShapeChoice>,
     /// Held-out loss before.
     pub evaluation_before: Option<Evaluation>,
     /// Held-out loss after.
@@ -188,6 +200,7 @@ mod tests {
             data,
             before: Sizes::default(),
             after: Sizes::default(),
+            shape_choice: Some(ShapeChoice { shape: Shape::Uniform, reason: "r".into() }),
             evaluation_before: Some(evaluation.clone()),
             evaluation_after: Some(evaluation),
             shots: vec![shot],

@@ -1,8 +1,8 @@
 //! Everything that can change a number, validated once.
 
 use crate::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, RunId, Schedule, Scoring, Shape, ShotData,
-    Structure, Target, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Format, GgufType, Pattern, RunId, Schedule, Scoring, Shape,
+    ShotData, Structure, Target, Update,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,10 @@ pub struct RunSpec {
     pub max_damped_layers: u32,
     /// FFN widths of the result are multiples of this.
     pub multiple_of: u32,
+    /// For which runtimes the result is written.
+    pub format: Format,
+    /// Number format of the matrices in a GGUF file.
+    pub gguf_type: GgufType,
     /// Seed of sample choice and sampled labels.
     pub seed: u64,
     /// Number format of forward and backward passes.
@@ -156,6 +160,8 @@ impl RunSpec {
             damping_g: DampingScale::Diagonal.usual(Structure::Coupled).1,
             max_damped_layers: u32::MAX,
             multiple_of: 64,
+            format: Format::Hf,
+            gguf_type: GgufType::Auto,
             seed: 0,
             dtype: Dtype::F32,
             boundary_dtype: Dtype::F32,
@@ -171,6 +177,8 @@ impl RunSpec {
             target: self.target,
             waypoints: vec![],
             output: String::new(),
+            format: Format::Hf,
+            gguf_type: GgufType::Auto,
             keep_paths: false,
             paths_of: None,
             ..spec.clone()
@@ -261,14 +269,16 @@ impl RunSpec {
         let problem =
             format!("{structure} has no uniform shape; it keeps the tensors' shapes and sets weights to zero");
         faults.unless(!structure.keeps_shapes() || self.shape == Shape::PerLayer, "shape", problem);
+        let problem = "auto compares the shapes at the first shot's size, which an adaptive schedule does not know before; take uniform, per-layer or padded";
+        let known = self.shape != Shape::Auto || self.schedule != Schedule::Adaptive;
+        faults.unless(known, "shape", problem);
         let fits = self.pattern.is_some() == (structure == Structure::NofM);
         faults.unless(fits, "pattern", "structure n:m takes a pattern such as 2:4, the others none");
         let apart = !self.keep_paths || self.paths_of.is_none();
         faults.unless(apart, "keep_paths", "a run that begins with another's paths keeps none itself; keep them there");
         if self.sub_blocks {
-            let coupled = structure == Structure::Coupled && self.shape == Shape::PerLayer;
-            let problem =
-                "whole sub-blocks go from coupled, per-layer models only: the others keep every layer's shape";
+            let coupled = structure == Structure::Coupled && matches!(self.shape, Shape::PerLayer | Shape::Padded);
+            let problem = "whole sub-blocks go from coupled models with a shape of per-layer or padded only: the others keep them";
             faults.unless(coupled, "sub_blocks", problem);
             let heads = self.attention_unit != AttentionUnit::QueryHead;
             faults.unless(heads, "sub_blocks", "query heads stay with their key/value heads; take kv-group or keep");

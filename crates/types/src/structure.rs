@@ -116,8 +116,59 @@ choices! {
     Shape, "shape" {
         /// The same widths in every block: loads everywhere.
         Uniform = "uniform",
-        /// The curvature decides each block's widths.
+        /// The curvature decides each block's widths, and they are written as they are.
         PerLayer = "per-layer",
+        /// The curvature decides, and narrower blocks are padded with zeros to the widest: loads everywhere, is not smaller.
+        Padded = "padded",
+        /// Uniform, unless the first shot's costs predict that per-layer is worth more than it takes to load it.
+        Auto = "auto",
+    }
+}
+
+impl Shape {
+    /// Returns whether cuts leave all blocks equally wide; `auto` is none that cuts are made by.
+    pub fn is_uniform(self) -> bool {
+        self == Self::Uniform
+    }
+}
+
+choices! {
+    /// For which runtimes the result is written.
+    Format, "format" {
+        /// A folder for transformers and what reads its files.
+        Hf = "hf",
+        /// A GGUF file for llama.cpp.
+        Gguf = "gguf",
+        /// Both in one folder.
+        Both = "both",
+    }
+}
+
+impl Format {
+    /// Returns whether there is a Hugging Face folder.
+    pub fn has_hf(self) -> bool {
+        self != Self::Gguf
+    }
+
+    /// Returns whether there is a GGUF file.
+    pub fn has_gguf(self) -> bool {
+        self != Self::Hf
+    }
+}
+
+choices! {
+    /// Number format of the matrices in a GGUF file; vectors are always f32.
+    GgufType, "GGUF type" {
+        /// The base model's.
+        Auto = "auto",
+        /// 32-bit float.
+        F32 = "f32",
+        /// 16-bit float.
+        F16 = "f16",
+        /// 16-bit brain float.
+        Bf16 = "bf16",
+        /// 8-bit integers with a scale for each 32 of a row; f16 where a row is no multiple of 32.
+        Q8 = "q8_0",
     }
 }
 

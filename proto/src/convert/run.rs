@@ -3,8 +3,8 @@
 use super::{Fields, InvalidMessage, MAX_PATHS, MAX_SIZE, MAX_TEXT, REQUEST};
 use crate::v1;
 use types::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Pattern, RunId, RunSpec, Schedule, Scoring, Shape, ShotData,
-    Sizes, Structure, Target, UnitKind, Update,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Format, GgufType, Pattern, RunId, RunSpec, Schedule,
+    Scoring, Shape, ShotData, Sizes, Structure, Target, UnitKind, Update,
 };
 
 /// Most sizes of a run besides its target.
@@ -47,6 +47,30 @@ impl From<Shape> for v1::Shape {
         match value {
             Shape::Uniform => Self::Uniform,
             Shape::PerLayer => Self::PerLayer,
+            Shape::Padded => Self::Padded,
+            Shape::Auto => Self::Auto,
+        }
+    }
+}
+
+impl From<Format> for v1::Format {
+    fn from(value: Format) -> Self {
+        match value {
+            Format::Hf => Self::Hf,
+            Format::Gguf => Self::Gguf,
+            Format::Both => Self::Both,
+        }
+    }
+}
+
+impl From<GgufType> for v1::GgufType {
+    fn from(value: GgufType) -> Self {
+        match value {
+            GgufType::Auto => Self::Auto,
+            GgufType::F32 => Self::F32,
+            GgufType::F16 => Self::F16,
+            GgufType::Bf16 => Self::Bf16,
+            GgufType::Q8 => Self::Q80,
         }
     }
 }
@@ -210,6 +234,8 @@ impl From<RunSpec> for v1::RunSpec {
             damping_g: value.damping_g,
             max_damped_layers: value.max_damped_layers,
             multiple_of: value.multiple_of,
+            format: v1::Format::from(value.format).into(),
+            gguf_type: v1::GgufType::from(value.gguf_type).into(),
             seed: value.seed,
             dtype: v1::Dtype::from(value.dtype).into(),
             boundary_dtype: v1::Dtype::from(value.boundary_dtype).into(),
@@ -274,6 +300,8 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
         note(faults, fields.choice::<v1::DampingScale, _>("damping_scale", value.damping_scale, DampingScale::ALL));
     let paths_of = Some(value.paths_of.as_str()).filter(|name| !name.is_empty());
     let paths_of = note(faults, paths_of.map(|name| run_of_name("paths_of", name)).transpose());
+    let format = note(faults, fields.choice::<v1::Format, _>("format", value.format, Format::ALL));
+    let gguf_type = note(faults, fields.choice::<v1::GgufType, _>("gguf_type", value.gguf_type, GgufType::ALL));
     let dtype = note(faults, fields.choice::<v1::Dtype, _>("dtype", value.dtype, Dtype::ALL));
     let boundary_dtype =
         note(faults, fields.choice::<v1::Dtype, _>("boundary_dtype", value.boundary_dtype, Dtype::ALL));
@@ -321,6 +349,8 @@ fn read(fields: Fields, value: v1::RunSpec, faults: &mut Vec<InvalidMessage>) ->
         damping_g: value.damping_g,
         max_damped_layers: value.max_damped_layers,
         multiple_of: value.multiple_of,
+        format: format?,
+        gguf_type: gguf_type?,
         seed: value.seed,
         dtype: dtype?,
         boundary_dtype: boundary_dtype?,

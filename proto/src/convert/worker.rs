@@ -1,6 +1,6 @@
 //! `worker_service.proto`: what workers and the coordinator tell each other about models, data, cuts and layers.
 
-use super::{Fields, InvalidMessage, MAX_BLOCKS, MAX_LAYERS, MAX_SIZE, MAX_UNITS};
+use super::{Fields, InvalidMessage, MAX_BLOCKS, MAX_LAYERS, MAX_SIZE, MAX_TEXT, MAX_UNITS};
 use crate::v1;
 use types::{
     BlockDescription, DataDescription, ElementCut, LayerCut, LayerDescription, LayerState, ModelDescription, ObjectRef,
@@ -91,6 +91,7 @@ impl From<ModelDescription> for v1::ModelDescription {
             max_positions: value.max_positions,
             dense: Some(value.dense.into()),
             blocks: value.blocks.into_iter().map(Into::into).collect(),
+            own_widths_refused: value.own_widths_refused,
         }
     }
 }
@@ -112,6 +113,7 @@ impl TryFrom<v1::ModelDescription> for ModelDescription {
             max_positions: fields.number("max_positions", value.max_positions, MAX_SIZE)?,
             dense: fields.nested("dense", value.dense)?,
             blocks,
+            own_widths_refused: fields.short("own_widths_refused", value.own_widths_refused, MAX_TEXT)?,
         })
     }
 }

@@ -24,7 +24,24 @@ pub(super) const HEADS: Choices = &[
 ];
 pub(super) const SHAPE: Choices = &[
     ("uniform", "the same widths in every block: loads in every runtime"),
-    ("per-layer", "the curvature decides each block's widths; written padded with zeros to equal widths"),
+    (
+        "per-layer",
+        "the curvature decides each block's widths: loads in transformers with the folder's code, and in llama.cpp",
+    ),
+    ("padded", "the curvature decides; narrower blocks padded with zeros: loads in every runtime, but is not smaller"),
+    ("auto", "uniform, unless the first shot's costs predict that per-layer is worth it; the report says why"),
+];
+pub(super) const FORMAT: Choices = &[
+    ("hf", "a folder for transformers, vLLM and what else reads its files"),
+    ("gguf", "model.gguf for llama.cpp"),
+    ("both", "both in one folder"),
+];
+pub(super) const GGUF_TYPE: Choices = &[
+    ("auto", "as in the model's files"),
+    ("f32", "32-bit float"),
+    ("f16", "16-bit float"),
+    ("bf16", "16-bit brain float"),
+    ("q8_0", "8-bit integers with a scale for each 32; f16 where a row is no multiple of 32"),
 ];
 pub(super) const SCORING: Choices = &[
     ("sequential", "exact cost of each removal given all earlier ones"),

@@ -1,8 +1,10 @@
 //! Flags of `materialise`.
 
+use super::choice::{self, parser};
 use super::{MachineArgs, TargetArgs};
 use clap::Args;
 use std::path::PathBuf;
+use types::{Format, GgufType};
 
 pub(super) const ABOUT: &str = "\
 Cuts another size from a run that kept its paths (prune --keep-paths), without a new calibration.
@@ -17,7 +19,8 @@ same model where its shots are the same, which one shot always is.
 Examples:
   llm-surgeon prune MODEL --data text/ --target-size 0.7 --shots 4 --keep-paths --out small
   llm-surgeon materialise small.state --target-size 0.75 --out larger
-  llm-surgeon materialise small.state --target-bytes 300MiB --out fits";
+  llm-surgeon materialise small.state --target-bytes 300MiB --out fits
+  llm-surgeon materialise small.state --target-size 0.75 --format gguf --gguf-type q8_0 --out for-llama.cpp";
 
 /// Flags of `materialise`.
 #[derive(Debug, Clone, Args)]
@@ -35,6 +38,12 @@ pub(crate) struct MaterialiseArgs {
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(crate) out: PathBuf,
+    /// For which runtimes the result is written [default: as the run]
+    #[arg(long, value_parser = parser::<Format>(choice::FORMAT), help_heading = "Output")]
+    pub(crate) format: Option<Format>,
+    /// Number format of the matrices in model.gguf [default: as the run]
+    #[arg(long, value_parser = parser::<GgufType>(choice::GGUF_TYPE), help_heading = "Output")]
+    pub(crate) gguf_type: Option<GgufType>,
     /// No progress; only the folder's path at the end
     #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,

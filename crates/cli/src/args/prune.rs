@@ -6,8 +6,8 @@ use clap::Args;
 use std::path::PathBuf;
 use std::str::FromStr;
 use types::{
-    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Schedule, Scoring, Shape, ShotData, Structure, Target,
-    Update, parse_bytes,
+    AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Format, GgufType, Schedule, Scoring, Shape, ShotData,
+    Structure, Target, Update, parse_bytes,
 };
 
 pub(super) const ABOUT: &str = "\
@@ -78,7 +78,7 @@ impl FromStr for DampingPair {
 #[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "one a flag")]
 pub(crate) struct PruneArgs {
-    /// Model folder: config.json, *.safetensors and tokenizer.json, as on the Hugging Face hub
+    /// Model folder: config.json, *.safetensors or *.bin, and tokenizer.json, as on the Hugging Face hub
     pub(crate) model: PathBuf,
 
     /// Calibration text: a file, a folder or a glob; give it again for more
@@ -120,7 +120,7 @@ pub(crate) struct PruneArgs {
     /// Lets whole attentions and FFNs go, down to no head or channel at all; needs --shape per-layer
     ///
     /// One threshold then chooses between channels, heads, sub-blocks and whole layers. Such a sub-block adds nothing to the
-    /// residual stream; in the written folder it is zeros.
+    /// residual stream; blocks that lost both are left out of the written model.
     #[arg(long, help_heading = "What is removed")]
     pub(crate) sub_blocks: bool,
     /// Widths across blocks [default: uniform for coupled, per-layer for row-column]
@@ -236,6 +236,12 @@ pub(crate) struct PruneArgs {
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(crate) out: PathBuf,
+    /// For which runtimes the result is written
+    #[arg(long, value_parser = parser::<Format>(choice::FORMAT), default_value = "hf", help_heading = "Output")]
+    pub(crate) format: Format,
+    /// Number format of the matrices in model.gguf
+    #[arg(long, value_parser = parser::<GgufType>(choice::GGUF_TYPE), default_value = "auto", help_heading = "Output")]
+    pub(crate) gguf_type: GgufType,
     /// Folder of the run's journal and of what is kept between shots [default: OUT.state]
     ///
     /// While a shot lasts it also holds that shot's curvature, which can be many times the model's size. After success it

@@ -48,6 +48,7 @@ fn report(model: &str, perplexity: f64, seq_len: u64) -> RunReport {
         after: Sizes { prunable: 800, parameters: 1300, bytes: 5200 },
         evaluation_before: Some(evaluation(20.0, seq_len)),
         evaluation_after: Some(evaluation(perplexity, seq_len)),
+        shape_choice: None,
         shots: vec![shot],
         kept: vec![],
         warnings: vec![],

@@ -29,8 +29,10 @@ impl Inspection {
         table.row(["family", &d.family]);
         table.row(["blocks", &d.blocks.len().to_string()]);
         table.row(["hidden", &grouped(d.hidden)]);
-        table.row(["heads", &format!("{} query, {} key/value, {} wide", self.heads, self.kv_heads, self.head_dim)]);
-        table.row(["FFN", &grouped(self.ffn.max(0) as u64)]);
+        let most = if self.own_widths { "up to " } else { "" };
+        let heads = format!("{most}{} query, {most}{} key/value, {} wide", self.heads, self.kv_heads, self.head_dim);
+        table.row(["heads", &heads]);
+        table.row(["FFN", &format!("{most}{}", grouped(self.ffn.max(0) as u64))]);
         table.row(["vocabulary", &format!("{}{tied}", grouped(d.vocabulary))]);
         table.row(["positions", &grouped(d.max_positions)]);
         table.row(["stored as", &self.dtypes.join(", ")]);

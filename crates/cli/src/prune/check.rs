@@ -3,6 +3,7 @@
 use crate::error::CliError;
 use crate::sizes::check_target;
 use model::ModelFolder;
+use model::export;
 use model::tokens::Tokenizer;
 use model::units;
 use std::fs::{self, File};
@@ -27,7 +28,8 @@ pub(super) fn inputs(spec: &RunSpec, folder: &ModelFolder) -> Result<(), CliErro
     faults.extend(Tokenizer::open(folder.path()).err().map(CliError::from));
     let tokens = i64::try_from(spec.seq_len).unwrap_or(i64::MAX);
     faults.extend(folder.config().check_length(tokens).err().map(|e| CliError::Usage(format!("--seq-len: {e}"))));
-    if spec.structure == Structure::Coupled {
+    faults.extend(export::check_writable(folder, spec).err().map(CliError::from));
+    if spec.structure == Structure::Coupled && faults.is_empty() {
         let model = units::describe_for(folder, spec)?;
         faults.extend(check_target(&model, spec.target, spec.multiple_of).err());
     }

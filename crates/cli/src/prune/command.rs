@@ -15,7 +15,7 @@ type Switch = (&'static str, fn(&RunSpec) -> bool);
 const SWITCHES: [Switch; 2] = [("--sub-blocks", |s| s.sub_blocks), ("--keep-paths", |s| s.keep_paths)];
 
 /// Flags whose default is the same whatever else is asked for.
-const FLAGS: [Flag; 24] = [
+const FLAGS: [Flag; 26] = [
     ("--text-column", |s| s.text_column.clone()),
     ("--samples", |s| s.samples.to_string()),
     ("--eval-samples", |s| s.eval_samples.to_string()),
@@ -39,6 +39,8 @@ const FLAGS: [Flag; 24] = [
     ("--correct-rate", |s| s.correct_rate.to_string()),
     ("--seed", |s| s.seed.to_string()),
     ("--dtype", |s| s.dtype.to_string()),
+    ("--format", |s| s.format.to_string()),
+    ("--gguf-type", |s| s.gguf_type.to_string()),
     ("--memory", |s| s.memory.to_string()),
 ];
 
@@ -63,6 +65,9 @@ pub(crate) fn command(spec: &RunSpec, state: &str) -> String {
         Some(run) => {
             let mut words = vec!["llm-surgeon".to_owned(), "materialise".to_owned(), state.to_owned()];
             words.extend(target(spec));
+            // What the kept run was written as is not known here.
+            words.extend(["--format".to_owned(), spec.format.to_string()]);
+            words.extend(["--gguf-type".to_owned(), spec.gguf_type.to_string()]);
             words.extend(["--run".to_owned(), run.to_string(), "--out".to_owned(), spec.output.clone()]);
             words
         }
@@ -124,7 +129,10 @@ fn parsed(words: &[String]) -> Option<PruneArgs> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use types::{Curvature, DampingScale, Dtype, Fisher, Pattern, RunId, Schedule, Scoring, Shape, Structure, Update};
+    use types::{
+        Curvature, DampingScale, Dtype, Fisher, Format, GgufType, Pattern, RunId, Schedule, Scoring, Shape, Structure,
+        Update,
+    };
 
     fn plain() -> RunSpec {
         RunSpec::new("/m", "/d", "/out/small", Target::Size(0.8))
@@ -173,6 +181,7 @@ mod tests {
                 ..plain()
             },
             RunSpec { curvature: Curvature::Identity, update: Update::None, keep_paths: true, seed: 5, ..plain() },
+            RunSpec { shape: Shape::Auto, format: Format::Both, gguf_type: GgufType::Q8, ..plain() },
         ]
     }
 
@@ -212,7 +221,8 @@ mod tests {
         let line = "llm-surgeon prune /m --data /d --seq-len 512 --target-size 0.8 --out /out/small";
         assert_eq!(command(&plain(), "/out/small.state"), line);
         let cut = RunSpec { paths_of: RunId::new("r-1").ok(), ..plain() };
-        let line = "llm-surgeon materialise /s --target-size 0.8 --run r-1 --out /out/small";
+        let line =
+            "llm-surgeon materialise /s --target-size 0.8 --format hf --gguf-type auto --run r-1 --out /out/small";
         assert_eq!(command(&cut, "/s"), line);
     }
 

@@ -102,7 +102,7 @@ fn filled(source: &Source<'_>) -> Result<Page, CliError> {
         data: tables::data(&prepared.data, prepared.eval_data.as_ref()),
         digests: digests(source),
         command: command(spec, source.state),
-        lm_eval: lm_eval(source.output()),
+        lm_eval: lm_eval(source.output(), spec, history.shape()),
         specification: tables::specification(spec),
         program: source.program.to_owned(),
     })
@@ -139,7 +139,11 @@ fn title(source: &Source<'_>) -> String {
 fn subtitle(source: &Source<'_>) -> String {
     let spec = source.spec;
     let structure = spec.pattern.map_or_else(|| spec.structure.to_string(), |pattern| pattern.to_string());
-    let shape = if spec.structure == Structure::Coupled { format!(", {} widths", spec.shape) } else { String::new() };
+    let shape = if spec.structure == Structure::Coupled {
+        format!(", {} widths", source.history.shape())
+    } else {
+        String::new()
+    };
     let shots = plural(source.history.shots_done().into(), "shot");
     format!("{}; {structure}{shape}; {shots}; run {}", method(spec), source.run)
 }
@@ -237,15 +241,17 @@ fn curve_notes(source: &Source<'_>, without_curves: bool) -> Vec<String> {
         let what = threshold_unit(source.spec);
         notes.push(format!("The threshold of the last shot: what went cost at most {threshold:.2e} {what}."));
     }
+    notes.extend(history.shape_choice().map(|choice| format!("Shape {}: {}.", choice.shape, choice.reason)));
     let cuts = || history.shots.values().filter(|s| s.committed.is_some()).filter_map(|s| s.cut.as_ref());
     let others: Option<Vec<f64>> = cuts().map(|c| c.predicted_other_shape).collect();
     if let Some(all) = others.filter(|all| !all.is_empty()) {
-        let other = if source.spec.shape == Shape::Uniform { Shape::PerLayer } else { Shape::Uniform };
+        let shape = history.shape();
+        let other = if shape.is_uniform() { Shape::PerLayer } else { Shape::Uniform };
         let own: f64 = history.shots.values().filter_map(|s| s.committed.as_ref()).map(|c| c.predicted).sum();
         notes.push(format!(
             "Predicted rise in all: {} with {} widths, {} if each shot had taken {other} ones.",
             nats(own),
-            source.spec.shape,
+            shape,
             nats(all.iter().sum())
         ));
     }

@@ -85,6 +85,7 @@ fn journal() -> Vec<Event> {
         hidden: 4,
         vocabulary: 5,
         max_positions: 16,
+        own_widths_refused: String::new(),
         dense,
         blocks: (0..BLOCKS).map(block).collect(),
     };
@@ -122,6 +123,7 @@ fn journal() -> Vec<Event> {
             freed_prunable: 36,
             damped_layers: 1,
             largest_damping: 0.1,
+            shape: None,
             layers: layers.clone(),
             curve: Some(CostCurve {
                 model: vec![(360, 0.0), (324, 0.15), (180, 1.0), (40, 9.0)],

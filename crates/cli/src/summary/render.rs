@@ -110,10 +110,11 @@ impl Summary {
         let mut predicted =
             format!("Predicted rise of the loss: {:.4} nats per token with {} widths", self.predicted, self.shape);
         if let Some(other) = self.predicted_other_shape {
-            let shape = if self.shape == Shape::Uniform { Shape::PerLayer } else { Shape::Uniform };
+            let shape = if self.shape.is_uniform() { Shape::PerLayer } else { Shape::Uniform };
             let _ = write!(predicted, ", {other:.4} if each shot had taken {shape} ones");
         }
         lines.push(predicted + ".");
+        lines.extend(self.shape_reason.as_ref().map(|reason| format!("Shape {}: {reason}.", self.shape)));
         for shot in self.shots.iter().filter(|shot| shot.taken_back > 0) {
             let times = plural(u64::from(shot.taken_back), "time");
             lines.push(format!("Shot {} was taken back {times}: the held-out loss had risen too far.", shot.shot));

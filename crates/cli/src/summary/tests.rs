@@ -71,6 +71,7 @@ fn journal() -> Vec<Event> {
                 max_positions: 16,
                 dense,
                 blocks: vec![],
+                own_widths_refused: String::new(),
             },
             data: data(),
             eval_data: Some(data()),
@@ -95,6 +96,7 @@ fn journal() -> Vec<Event> {
             threshold: None,
             predicted: Some(0.25),
             predicted_other_shape: Some(0.125),
+            shape: None,
             freed_prunable: 200,
             damped_layers: 1,
             largest_damping: 0.1,
@@ -179,7 +181,7 @@ fn a_run_without_its_end_has_no_summary() {
 #[test]
 fn the_line_for_another_program_names_the_folder() {
     assert_eq!(
-        lm_eval("/a/b-1.0"),
+        lm_eval("/a/b-1.0", &spec(), Shape::Uniform),
         "lm_eval --model hf --model_args pretrained=/a/b-1.0,dtype=float32 --tasks wikitext"
     );
 }

@@ -6,9 +6,8 @@ use crate::place::Place;
 fn help_shows_examples_defaults_and_exit_codes() {
     let place = Place::with("llama-gqa");
     let help = place.run(&["--help"]).done();
-    for wanted in
-        ["prune", "eval", "inspect", "report", "compare", "Exit codes:", "130  stopped by Ctrl-C", "LLM_SURGEON_LOG"]
-    {
+    let commands = ["prune", "eval", "generate", "inspect", "report", "compare"];
+    for wanted in commands.into_iter().chain(["Exit codes:", "130  stopped by Ctrl-C", "LLM_SURGEON_LOG"]) {
         assert!(help.contains(wanted), "{wanted:?} is not in\n{help}");
     }
     let help = place.run(&["prune", "--help"]).done();
@@ -23,7 +22,7 @@ fn help_shows_examples_defaults_and_exit_codes() {
     {
         assert!(help.contains(wanted), "{wanted:?} is not in\n{help}");
     }
-    for command in ["eval", "inspect"] {
+    for command in ["eval", "generate", "inspect"] {
         let help = place.run(&[command, "--help"]).done();
         assert!(help.contains("Examples:") && help.contains("--json"), "{help}");
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, not only tests
 
 mod eval;
+mod generate;
 mod help;
 mod inspect;
 mod place;

@@ -6,8 +6,19 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+
+/// A format of tensor files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Safetensors,
+    PyTorch,
+}
+
+/// The names of weights, the preferred first: one file, or an index of several.
+const NAMES: [(Format, &str, &str); 2] = [
+    (Format::Safetensors, "model.safetensors", "model.safetensors.index.json"),
+    (Format::PyTorch, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
 
 fn not_a_model(path: &Path, reason: impl Into<String>) -> ModelError {
     ModelError::NotAModel { path: path.to_owned(), reason: reason.into() }
@@ -24,10 +35,7 @@ pub(super) fn config(path: &Path) -> Result<PathBuf, ModelError> {
         }
         Err(e) => return Err(ModelError::Io { action: "read", path: path.to_owned(), source: e }),
         Ok(found) if !found.is_dir() => {
-            return Err(not_a_model(
-                path,
-                "it is a file; name the folder that holds config.json and model.safetensors",
-            ));
+            return Err(not_a_model(path, "it is a file; name the folder that holds config.json and the weights"));
         }
         Ok(_) => {}
     }
@@ -40,27 +48,27 @@ pub(super) fn config(path: &Path) -> Result<PathBuf, ModelError> {
     } else if path.join("adapter_config.json").is_file() {
         "it holds a LoRA adapter; merge it into its base model first"
     } else {
-        "it has no config.json; name a folder with config.json and model.safetensors"
+        "it has no config.json; name a folder with config.json and model.safetensors or pytorch_model.bin"
     };
     Err(not_a_model(path, reason))
 }
 
-/// Returns the tensor files of the folder `path`, sorted by name.
-pub(super) fn tensor_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let single = path.join(SINGLE);
-    if single.is_file() {
-        return Ok(vec![single]);
+/// Returns the tensor files of the folder `path`, sorted by name, and their format: safetensors where there are both.
+pub(super) fn tensor_files(path: &Path) -> Result<(Format, Vec<PathBuf>), ModelError> {
+    for (format, single, index) in NAMES {
+        let (single, index) = (path.join(single), path.join(index));
+        if single.is_file() {
+            return Ok((format, vec![single]));
+        }
+        if index.is_file() {
+            return Ok((format, shards(path, &index)?));
+        }
     }
-    let index = path.join(INDEX);
-    if index.is_file() {
-        return shards(path, &index);
-    }
-    let reason = if single.is_symlink() || index.is_symlink() {
+    let names = NAMES.iter().flat_map(|(_, single, index)| [single, index]);
+    let reason = if names.map(|name| path.join(name)).any(|file| file.is_symlink()) {
         "the link to its weights leads nowhere; fetch the model again"
-    } else if path.join("pytorch_model.bin").is_file() || path.join("pytorch_model.bin.index.json").is_file() {
-        "it holds pytorch_model.bin only; save it as model.safetensors first (transformers: save_pretrained)"
     } else {
-        "it has neither model.safetensors nor model.safetensors.index.json"
+        "it has neither model.safetensors nor pytorch_model.bin, nor an index of either"
     };
     Err(not_a_model(path, reason))
 }

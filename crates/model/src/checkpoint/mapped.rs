@@ -3,14 +3,16 @@
 // Mapping a file is unsafe because another program could change it; see the SAFETY comments.
 #![allow(unsafe_code)]
 
+use super::locate::Format;
+use super::pytorch;
 use crate::ModelError;
-use crate::tensor_file::Header;
+use crate::tensor_file::{Header, TensorInfo};
 use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// A mapped safetensors file.
+/// A mapped tensor file.
 #[derive(Debug)]
 pub(super) struct MappedFile {
     path: PathBuf,
@@ -18,21 +20,24 @@ pub(super) struct MappedFile {
 }
 
 impl MappedFile {
-    /// Maps `path` and returns it with its checked header.
-    pub(super) fn open(path: &Path) -> Result<(Self, Header), ModelError> {
+    /// Maps `path` and returns it with the checked places of its tensors.
+    pub(super) fn open(path: &Path, format: Format) -> Result<(Self, Vec<(String, TensorInfo)>), ModelError> {
         let file = File::open(path).map_err(ModelError::io("read", path))?;
         // SAFETY: the map is private and read only. That nobody cuts the file while a run uses it is a stated
         // condition for model folders; bytes that change are caught by no reader, mapped or not.
         let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("map", path))?;
-        let header = Header::parse(&map, &path.display().to_string())?;
-        Ok((Self { path: path.to_owned(), map }, header))
+        let tensors = match format {
+            Format::Safetensors => Header::parse(&map, &path.display().to_string())?.tensors,
+            Format::PyTorch => pytorch::tensors(&map, path)?,
+        };
+        Ok((Self { path: path.to_owned(), map }, tensors))
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the bytes of a tensor; `range` comes from this file's header.
+    /// Returns the bytes of a tensor; `range` comes from this file's own list.
     pub(super) fn bytes(&self, range: &Range<usize>) -> &[u8] {
         &self.map[range.clone()]
     }

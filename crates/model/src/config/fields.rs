@@ -34,6 +34,11 @@ impl<'a> Fields<'a> {
         self.map.contains_key(key)
     }
 
+    /// Returns all keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }

@@ -6,7 +6,7 @@
 
 use super::{Attention, Block, Decoder, HeadNorms, Mlp, Norm};
 use crate::family::Family;
-use crate::{BlockLayers, LayerOverlay, Linear, MlpLayers, ModelConfig, ModelError, ModelFolder, Overlay};
+use crate::{BlockLayers, BlockWidths, LayerOverlay, Linear, MlpLayers, ModelConfig, ModelError, ModelFolder, Overlay};
 use tch::{Device, Kind, Tensor};
 use types::{LayerId, UnitKind};
 
@@ -59,7 +59,7 @@ impl Loader<'_> {
             attention_norm: self.norm(&attention_norm)?,
             attention: self.attention(index, layers)?,
             mlp_norm: self.norm(&mlp_norm)?,
-            mlp: self.mlp(&layers.mlp)?,
+            mlp: self.mlp(index, &layers.mlp)?,
         })
     }
 
@@ -73,7 +73,8 @@ impl Loader<'_> {
 
     fn attention(&self, index: u32, layers: &BlockLayers) -> Result<Attention, ModelError> {
         let config = self.config();
-        let heads = self.heads_left(&layers.o)?;
+        let widths = config.widths(index);
+        let heads = self.heads_left(widths, &layers.o)?;
         let of_heads = |list: &Option<Vec<i64>>| list.as_ref().map(|heads| spread(heads, config.head_dim));
         let (q, kv) = (of_heads(&heads.query), of_heads(&heads.kv));
         let rows = |rows: &Option<Vec<i64>>| Left { rows: rows.clone(), columns: None };
@@ -91,14 +92,14 @@ impl Loader<'_> {
             v: self.linear(&layers.v, &rows(&kv))?,
             o: self.linear(&layers.o, &Left { rows: None, columns: q })?,
             head_norms,
-            heads: heads.query.map_or(config.heads, |left| left.len() as i64),
-            kv_heads: heads.kv.map_or(config.kv_heads, |left| left.len() as i64),
+            heads: heads.query.map_or(widths.heads, |left| left.len() as i64),
+            kv_heads: heads.kv.map_or(widths.kv_heads, |left| left.len() as i64),
             head_dim: config.head_dim,
         })
     }
 
-    fn mlp(&self, layers: &MlpLayers) -> Result<Mlp, ModelError> {
-        let channels = self.channels_left(layers.consumer())?;
+    fn mlp(&self, index: u32, layers: &MlpLayers) -> Result<Mlp, ModelError> {
+        let channels = self.channels_left(self.config().widths(index).ffn, layers.consumer())?;
         let rows = Left { rows: channels.clone(), columns: None };
         let columns = Left { rows: None, columns: channels };
         let activation = self.config().activation;
@@ -149,20 +150,19 @@ impl Loader<'_> {
     }
 
     /// Returns the heads that the overlay of the attention's output layer leaves.
-    fn heads_left(&self, o: &LayerId) -> Result<HeadsLeft, ModelError> {
-        let config = self.config();
-        let group = config.heads_per_group();
+    fn heads_left(&self, widths: BlockWidths, o: &LayerId) -> Result<HeadsLeft, ModelError> {
+        let group = widths.heads_per_group();
         let Some(changed) = self.overlay.layers.get(o) else { return Ok(HeadsLeft::default()) };
         match changed.kind {
             UnitKind::KvGroup => {
-                let kv = kept(o, changed, config.kv_heads)?;
+                let kv = kept(o, changed, widths.kv_heads)?;
                 Ok(HeadsLeft { query: Some(spread(&kv, group)), kv: Some(kv) })
             }
             UnitKind::QueryHead => {
-                let query = kept(o, changed, config.heads)?;
-                let share = query.len() as i64 / config.kv_heads;
+                let query = kept(o, changed, widths.heads)?;
+                let share = query.len() as i64 / widths.kv_heads;
                 let unequal =
-                    (0..config.kv_heads).any(|j| query.iter().filter(|q| **q / group == j).count() as i64 != share);
+                    (0..widths.kv_heads).any(|j| query.iter().filter(|q| **q / group == j).count() as i64 != share);
                 if unequal || share == 0 {
                     return Err(fault(o, &format!("query heads {query:?} are not the same number in every kv group")));
                 }
@@ -174,10 +174,10 @@ impl Loader<'_> {
     }
 
     /// Returns the channels that the overlay of an MLP's consumer leaves.
-    fn channels_left(&self, consumer: &LayerId) -> Result<Option<Vec<i64>>, ModelError> {
+    fn channels_left(&self, ffn: i64, consumer: &LayerId) -> Result<Option<Vec<i64>>, ModelError> {
         let Some(changed) = self.overlay.layers.get(consumer) else { return Ok(None) };
         match changed.kind {
-            UnitKind::FfnChannel => kept(consumer, changed, self.config().ffn).map(Some),
+            UnitKind::FfnChannel => kept(consumer, changed, ffn).map(Some),
             UnitKind::Row | UnitKind::Column | UnitKind::Element | UnitKind::Whole => Ok(None),
             UnitKind::KvGroup | UnitKind::QueryHead => {
                 Err(fault(consumer, "is an MLP layer, but attention heads are said to be left"))

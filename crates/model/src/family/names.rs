@@ -130,6 +130,12 @@ impl Names {
         format!("{}layers.", self.prefix)
     }
 
+    /// Returns the number of the block that a tensor is of, and the rest of its name; `None` for those outside of blocks.
+    pub(crate) fn block_of<'a>(&self, tensor: &'a str) -> Option<(u32, &'a str)> {
+        let (number, part) = tensor.strip_prefix(&self.blocks())?.split_once('.')?;
+        Some((number.parse().ok()?, part))
+    }
+
     /// A part of a block, without `.weight`.
     fn part(&self, block: u32, part: &str) -> String {
         format!("{}{block}.{part}", self.blocks())
@@ -175,7 +181,8 @@ impl Names {
         for (block, layers) in (0..).zip(layers) {
             let [attention_norm, mlp_norm] = self.norms(block);
             all.norm(&attention_norm, config);
-            let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+            let widths = config.widths(block);
+            let (q, kv) = (widths.heads * config.head_dim, widths.kv_heads * config.head_dim);
             all.linear(&layers.q, q, config.hidden, config.qkv_bias);
             all.linear(&layers.k, kv, config.hidden, config.qkv_bias);
             all.linear(&layers.v, kv, config.hidden, config.qkv_bias);
@@ -185,9 +192,9 @@ impl Names {
             all.linear(&layers.o, config.hidden, q, config.o_bias);
             all.norm(&mlp_norm, config);
             for producer in layers.mlp.producers() {
-                all.linear(producer, config.ffn, config.hidden, config.mlp_bias);
+                all.linear(producer, widths.ffn, config.hidden, config.mlp_bias);
             }
-            all.linear(layers.mlp.consumer(), config.hidden, config.ffn, config.mlp_bias);
+            all.linear(layers.mlp.consumer(), config.hidden, widths.ffn, config.mlp_bias);
         }
         all.norm(&self.final_norm(), config);
         if !config.tied {

@@ -23,6 +23,7 @@ pub(super) fn read(fields: &Fields) -> Result<ModelConfig, ModelError> {
         kv_heads: heads,
         head_dim: hidden / heads,
         ffn: fields.required("ffn_dim")?,
+        own_widths: std::collections::BTreeMap::new(),
         vocab: fields.required("vocab_size")?,
         max_positions: fields.integer("max_position_embeddings")?.unwrap_or(2048),
         norm_eps: 1e-5,

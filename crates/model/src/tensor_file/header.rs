@@ -24,6 +24,8 @@ pub(crate) struct TensorInfo {
     /// The same as a kind; `None` if libtorch has none that we use.
     pub(crate) kind: Option<Kind>,
     pub(crate) shape: Vec<i64>,
+    /// Dimensions from the slowest to the fastest in the file; `None` if they lie in their own order.
+    pub(crate) order: Option<Vec<i64>>,
     /// Bytes in the file.
     pub(crate) range: Range<usize>,
 }
@@ -116,7 +118,8 @@ fn tensor(name: &str, value: Value, begin: usize, end: usize) -> Result<TensorIn
         .into_iter()
         .map(|n| i64::try_from(n).map_err(|_| format!("tensor '{name}' has an impossible shape")))
         .collect::<Result<_, _>>()?;
-    Ok(TensorInfo { kind: kind_of(known), dtype, shape, range: begin + from as usize..begin + to as usize })
+    let range = begin + from as usize..begin + to as usize;
+    Ok(TensorInfo { kind: kind_of(known), dtype, shape, order: None, range })
 }
 
 /// Returns the header bytes, length included, of tensors that lie one after the other.

@@ -1,8 +1,9 @@
 //! Conversations written out as the model was trained to see them: Jinja chat templates.
 //!
-//! Follows transformers' `apply_chat_template` without a generation prompt, but gives templates no clock: one that
+//! Follows transformers' `apply_chat_template`, but gives templates no clock: one that
 //! would print today's date prints its fixed one, so that the same data gives the same tokens on any day.
 
+use super::json::{json_file, text_file, token};
 use crate::ModelError;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
@@ -12,12 +13,20 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, ErrorKind as IoErrorKind, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 const NAME: &str = "chat_template";
 const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
+
+/// What follows the last message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Nothing: the conversation is over.
+    Over,
+    /// What the model sees before it answers.
+    Answer,
+}
 
 /// A model folder's chat template with the special tokens it may name.
 #[derive(Debug)]
@@ -45,7 +54,7 @@ impl ChatTemplate {
     }
 
     /// Returns a conversation as text, or what is wrong with it or the template.
-    pub(super) fn render(&self, messages: &[Value]) -> Result<String, String> {
+    pub(super) fn render(&self, messages: &[Value], ending: Ending) -> Result<String, String> {
         let environment = self.environment.as_ref().map_err(Clone::clone)?;
         for (i, message) in messages.iter().enumerate() {
             if !message["role"].is_string() {
@@ -57,7 +66,8 @@ impl ChatTemplate {
         }
         let special_tokens = minijinja::Value::from(Serde(&self.special_tokens));
         let messages = minijinja::Value::from(Serde(messages));
-        let values = context! { messages, add_generation_prompt => false, ..special_tokens };
+        let add_generation_prompt = ending == Ending::Answer;
+        let values = context! { messages, add_generation_prompt, ..special_tokens };
         environment.get_template(NAME).and_then(|template| template.render(values)).map_err(|e| says(&e))
     }
 }
@@ -83,25 +93,6 @@ fn source_in(config: &Value) -> Option<String> {
         }
         _ => None,
     }
-}
-
-/// Returns a special token, written as a text or as an object with its `content`.
-fn token(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-}
-
-fn text_file(path: &Path) -> Result<Option<String>, ModelError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == IoErrorKind::NotFound => Ok(None),
-        Err(e) => Err(ModelError::io("read", path)(e)),
-    }
-}
-
-fn json_file(path: &Path) -> Result<Value, ModelError> {
-    let Some(text) = text_file(path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text)
-        .map_err(|e| ModelError::Tokenizer { path: path.to_owned(), reason: format!("not valid JSON: {e}") })
 }
 
 fn says(e: &Error) -> String {

@@ -1,6 +1,6 @@
 //! Documents out of one file's bytes. Does not clean text: what is in the file is what the model sees.
 
-use super::chat::ChatTemplate;
+use super::chat::{ChatTemplate, Ending};
 use super::files::{DataFile, Format};
 use super::{Document, TextForm};
 use crate::ModelError;
@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
                     ))
                 })?;
                 let text = chat
-                    .render(&messages)
+                    .render(&messages, Ending::Over)
                     .map_err(|reason| file.fault(format!("{place}: column '{column}': {reason}")))?;
                 self.push(text, TextForm::Chat);
             }

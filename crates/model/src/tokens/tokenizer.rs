@@ -1,16 +1,17 @@
 //! A model folder's tokenizer. Knows ids and text, not files of documents.
 
-use super::chat::ChatTemplate;
+use super::bpe;
+use super::chat::{ChatTemplate, Ending};
 use crate::ModelError;
+use serde_json::json;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The tokenizer of a model folder, as its tokenizer.json describes it, and its chat template if it has one.
+/// The tokenizer of a model folder, as its files describe it, and its chat template if it has one.
 ///
-/// Truncation and padding that the file asks for are switched off. Special tokens come from the file's post-processor
-/// alone.
+/// Truncation and padding that they ask for are switched off. Special tokens come from the post-processor alone.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -21,20 +22,26 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Returns the tokenizer of a model folder.
+    /// Returns the tokenizer of a model folder: its tokenizer.json, or else vocab.json with merges.txt (OPT, GPT-2).
     ///
     /// # Errors
-    /// No tokenizer.json, or one that this program cannot use; broken JSON beside it.
+    /// Neither of them, or files that this program cannot use; broken JSON beside them.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
         let fault = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
-        let bytes = fs::read(&path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => fault(missing(folder)),
-            _ => ModelError::io("read", &path)(e),
-        })?;
-        let digest = blake3::hash(&bytes).to_hex().to_string();
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| fault(format!("not a tokenizer that can be used: {e}; fetch the file again")))?;
+        let (mut inner, path, digest) = match fs::read(&path) {
+            Ok(bytes) => {
+                let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+                    .map_err(|e| fault(format!("not a tokenizer that can be used: {e}; fetch the file again")))?;
+                (inner, path, blake3::hash(&bytes).to_hex().to_string())
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let bpe::Read { tokenizer, path, digest } = bpe::read(folder)?.ok_or_else(|| fault(missing(folder)))?;
+                (tokenizer, path, digest)
+            }
+            Err(e) => return Err(ModelError::io("read", &path)(e)),
+        };
+        let fault = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| fault(e.to_string()))?;
         let (prefix, suffix) = special_tokens(&inner).map_err(fault)?;
@@ -47,7 +54,8 @@ impl Tokenizer {
         !self.prefix.is_empty()
     }
 
-    /// Returns the BLAKE3 of tokenizer.json, in hex.
+    /// Returns the BLAKE3 of tokenizer.json, in hex; without that file, over vocab.json and merges.txt, each after its
+    /// length in bytes as a little-endian u64.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -62,13 +70,35 @@ impl Tokenizer {
 
     /// Returns the token ids of a text, with no token that is not in it.
     pub fn encode_inner(&self, text: &str) -> Result<Vec<i64>, ModelError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.fault(&e))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.fault("tokenise the text", &e))?;
         Ok(ids(&encoding))
+    }
+
+    /// Returns the token ids of a user's message as the model sees it before it answers, in its chat template.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] for a model without a chat template, or with one that does not take the message.
+    pub fn encode_message(&self, text: &str) -> Result<Vec<i64>, ModelError> {
+        let fault = |reason: String| ModelError::Tokenizer { path: self.path.clone(), reason };
+        let Some(chat) = &self.chat else {
+            let reason =
+                "the model folder has no chat template beside it (chat_template.jinja, or in tokenizer_config.json)";
+            return Err(fault(format!("{reason}; models without one are not made for conversations")));
+        };
+        let message = json!({"role": "user", "content": text});
+        self.encode_inner(&chat.render(&[message], Ending::Answer).map_err(fault)?)
+    }
+
+    /// Returns the text of token ids, without special tokens and such as the tokenizer does not know. Bytes that are no
+    /// UTF-8 are given as the replacement character.
+    pub fn decode(&self, ids: &[i64]) -> Result<String, ModelError> {
+        let known: Vec<u32> = ids.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        self.inner.decode(&known, true).map_err(|e| self.fault("turn the tokens into text", &e))
     }
 
     /// Returns the token ids of several texts, with no token that is not in them; uses all cores.
     pub(super) fn encode_many(&self, texts: Vec<&str>) -> Result<Vec<Vec<i64>>, ModelError> {
-        let encodings = self.inner.encode_batch_fast(texts, false).map_err(|e| self.fault(&e))?;
+        let encodings = self.inner.encode_batch_fast(texts, false).map_err(|e| self.fault("tokenise the text", &e))?;
         Ok(encodings.iter().map(ids).collect())
     }
 
@@ -86,8 +116,8 @@ impl Tokenizer {
         self.chat.as_ref()
     }
 
-    fn fault(&self, e: &tokenizers::Error) -> ModelError {
-        ModelError::Tokenizer { path: self.path.clone(), reason: format!("cannot tokenise the text: {e}") }
+    fn fault(&self, what: &str, e: &tokenizers::Error) -> ModelError {
+        ModelError::Tokenizer { path: self.path.clone(), reason: format!("cannot {what}: {e}") }
     }
 }
 
@@ -121,8 +151,12 @@ fn ids(encoding: &tokenizers::Encoding) -> Vec<i64> {
 }
 
 fn missing(folder: &Path) -> String {
-    let slow = ["tokenizer.model", "vocab.json", "merges.txt"].into_iter().find(|name| folder.join(name).exists());
-    let found = slow.map_or_else(String::new, |name| format!(" ({name} is there, but is not read)"));
+    let present = |name: &&str| folder.join(name).exists();
+    let found = match ["vocab.json", "merges.txt", "tokenizer.model"].into_iter().find(present) {
+        Some(name @ "tokenizer.model") => format!(" ({name} is there, but is not read)"),
+        Some(name) => format!(" ({name} is there, but is of use only with both vocab.json and merges.txt)"),
+        None => String::new(),
+    };
     format!(
         "the model folder has no tokenizer.json{found}; copy it from the original model, or write it with transformers: \
          AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses a part of it
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
+pub mod pruned;
+
 use model::tensor_file;
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,40 +1,106 @@
-//! The config of the pruned model: the base model's, but for the widths that changed.
+//! The config of the pruned model: the base model's, but for the widths and the number of blocks that changed.
 
-use crate::compact::Widths;
-use crate::{Family, ModelConfig, ModelError, ModelFolder};
+use super::per_block;
+use crate::compact::{CompactBlock, Compaction};
+use crate::config::PER_BLOCK;
+use crate::{BlockWidths, Family, ModelConfig, ModelError, ModelFolder};
 use serde_json::{Map, Value, json};
 
-/// Returns config.json for `widths`; `None`: all tensors keep their shapes, and so does the config.
-pub(super) fn changed(folder: &ModelFolder, widths: Option<Widths>) -> Result<String, ModelError> {
+/// Keys that hold one value for each block.
+const PER_BLOCK_LISTS: [&str; 2] = ["layer_types", "no_rope_layers"];
+
+/// config.json of a pruned model, and the code that goes with it.
+pub(super) struct Changed {
+    /// Content of config.json.
+    pub(super) text: String,
+    /// Content of [`per_block::FILE`], where blocks have widths of their own.
+    pub(super) code: Option<String>,
+}
+
+/// Returns the config for the blocks of `compaction`; where all tensors keep their shapes, so does the config.
+pub(super) fn changed(folder: &ModelFolder, compaction: &Compaction) -> Result<Changed, ModelError> {
     let config = folder.config();
-    let Some(widths) = widths else {
+    let Some(blocks) = compaction.blocks() else {
         let path = &config.path;
-        return std::fs::read_to_string(path).map_err(ModelError::io("read", path));
+        let text = std::fs::read_to_string(path).map_err(ModelError::io("read", path))?;
+        let code = (!config.own_widths.is_empty()).then(|| per_block::code(config.family));
+        return Ok(Changed { text, code });
     };
     let Value::Object(mut raw) = config.raw.clone() else {
         return Err(ModelError::Config { path: config.path.clone(), reason: "not a JSON object".to_owned() });
     };
-    if config.family == Family::Opt {
-        raw.insert("ffn_dim".to_owned(), json!(widths.ffn));
-    } else {
-        let heads = widths.kv_heads * widths.heads_per_group;
-        raw.insert("intermediate_size".to_owned(), json!(widths.ffn));
-        raw.insert("num_attention_heads".to_owned(), json!(heads));
-        raw.insert("num_key_value_heads".to_owned(), json!(widths.kv_heads));
-        raw.insert("head_dim".to_owned(), json!(config.head_dim));
-        if config.family == Family::Llama && config.hidden % heads != 0 {
-            retype(config, heads, &mut raw)?;
+    // Those of a base model whose blocks had widths of their own: said anew below, if they still have.
+    if !config.own_widths.is_empty() {
+        for key in [PER_BLOCK, per_block::GLOBAL_ACCESS, "auto_map"] {
+            raw.shift_remove(key);
         }
+        raw.insert("architectures".to_owned(), json!([config.family.architecture()]));
+    }
+    leave_out_blocks(config, blocks, &mut raw)?;
+    let widest = widest(blocks);
+    raw.extend(widest.keys(config.family).into_iter().map(|(key, value)| (key.to_owned(), json!(value))));
+    if config.family != Family::Opt {
+        raw.insert("head_dim".to_owned(), json!(config.head_dim));
+    }
+    let equal = blocks.iter().all(|block| block.widths == widest);
+    let divides = config.hidden % widest.heads == 0;
+    let mut family = config.family;
+    if family == Family::Llama && (!divides || (!equal && !has_biases(config))) {
+        retype(config, widest.heads, &mut raw)?;
+        family = Family::Mistral;
+    }
+    let mut code = None;
+    if !equal {
+        per_block::insert(family, blocks, widest, &mut raw);
+        code = Some(per_block::code(family));
     }
     let mut text = format!("{:#}", Value::Object(raw));
     text.push('\n');
-    Ok(text)
+    Ok(Changed { text, code })
+}
+
+/// Returns the largest of each width.
+fn widest(blocks: &[CompactBlock]) -> BlockWidths {
+    let most = |width: fn(&BlockWidths) -> i64| blocks.iter().map(|block| width(&block.widths)).max().unwrap_or(1);
+    let (kv_heads, ffn) = (most(|w| w.kv_heads), most(|w| w.ffn));
+    // A multiple of the kv heads, as every reader of a config expects.
+    BlockWidths { heads: most(|w| w.heads_per_group()) * kv_heads, kv_heads, ffn }
+}
+
+/// Takes the values of blocks that are left out from whatever has one for each block.
+fn leave_out_blocks(
+    config: &ModelConfig,
+    blocks: &[CompactBlock],
+    raw: &mut Map<String, Value>,
+) -> Result<(), ModelError> {
+    if blocks.len() == config.blocks as usize {
+        return Ok(());
+    }
+    raw.insert("num_hidden_layers".to_owned(), json!(blocks.len()));
+    for key in PER_BLOCK_LISTS {
+        let Some(Value::Array(values)) = raw.get(key) else { continue };
+        let left: Option<Vec<Value>> = blocks.iter().map(|block| values.get(block.base as usize).cloned()).collect();
+        let left = left.ok_or_else(|| ModelError::Config {
+            path: config.path.clone(),
+            reason: format!("'{key}' has {} values for {} blocks", values.len(), config.blocks),
+        })?;
+        raw.insert(key.to_owned(), Value::Array(left));
+    }
+    if let Some(first) = raw.get("max_window_layers").and_then(Value::as_i64) {
+        let before = blocks.iter().filter(|block| i64::from(block.base) < first).count();
+        raw.insert("max_window_layers".to_owned(), json!(before));
+    }
+    Ok(())
+}
+
+fn has_biases(config: &ModelConfig) -> bool {
+    config.o_bias || config.qkv_bias || config.mlp_bias
 }
 
 /// Makes a Llama a Mistral: the same tensors and the same arithmetic, but transformers refuses the former when the
 /// hidden size is no multiple of the number of heads.
 fn retype(config: &ModelConfig, heads: i64, raw: &mut Map<String, Value>) -> Result<(), ModelError> {
-    if config.o_bias || config.qkv_bias || config.mlp_bias {
+    if has_biases(config) {
         return Err(ModelError::Unsupported {
             path: config.path.clone(),
             reason: format!(

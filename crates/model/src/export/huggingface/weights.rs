@@ -1,7 +1,7 @@
 //! The tensor files of the pruned model, one tensor in memory at a time.
 
-use super::staging::Staging;
 use crate::compact::{Compaction, Recipe};
+use crate::export::staging::Staging;
 use crate::tensor_file::{TensorSpec, bytes_of, write_to};
 use crate::{ModelError, ModelFolder};
 use serde_json::{Map, Value, json};
@@ -18,14 +18,13 @@ pub(super) fn write(
 ) -> Result<(), ModelError> {
     let recipes = compaction.recipes();
     let recipe = |name: &str| recipes.get(name).unwrap_or(&Recipe::Base);
-    let specs: Vec<TensorSpec> = folder
-        .tensors()
-        .iter()
-        .map(|base| TensorSpec { shape: recipe(&base.name).shape(&base.shape), ..base.clone() })
-        .collect();
-    let tensor = |spec: &TensorSpec| -> Result<Tensor, ModelError> {
-        let base = || folder.tensor(&spec.name, spec.kind, Device::Cpu);
-        recipe(&spec.name).make(spec.kind, base)
+    let left = folder.tensors().iter().filter_map(|base| Some((base, compaction.name(&base.name)?)));
+    let (bases, specs): (Vec<&TensorSpec>, Vec<TensorSpec>) = left
+        .map(|(base, name)| (base, TensorSpec { name, shape: recipe(&base.name).shape(&base.shape), kind: base.kind }))
+        .unzip();
+    let tensor = |at: usize| -> Result<Tensor, ModelError> {
+        let TensorSpec { name, kind, .. } = bases[at];
+        recipe(name).make(*kind, || folder.tensor(name, *kind, Device::Cpu))
     };
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let shards = cut(&specs, shard_bytes);
@@ -35,8 +34,8 @@ pub(super) fn write(
             1 => "model.safetensors".to_owned(),
             count => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
         };
-        let specs = &specs[shard.clone()];
-        staging.stream(&name, |out| write_to(out, &name, specs, &metadata, |at| tensor(&specs[at])).map(drop))?;
+        let (specs, first) = (&specs[shard.clone()], shard.start);
+        staging.stream(&name, |out| write_to(out, &name, specs, &metadata, |at| tensor(first + at)).map(drop))?;
         weight_map.extend(specs.iter().map(|spec| (spec.name.clone(), Value::from(name.clone()))));
     }
     if shards.len() > 1 {
