@@ -127,6 +127,10 @@ quality-quick: build test-models ## Methods, shots and predictions on glassllm: 
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 scripts/plot.sh quality_glassllm.py --binary "$$(scripts/binary.sh)" --cache "$(CACHE)" $(QUICK_ARGS)
 	@scripts/plot.sh quality_glassllm_plot.py
 
+.PHONY: report-screenshot
+report-screenshot: build test-models ## Take the picture of a run's page, docs/report.png (needs Chromium)
+	@scripts/report_screenshot.sh
+
 .PHONY: bench-elements
 bench-elements: setup ## Time of scoring and updating a 4096 x 4096 layer of single weights, against the paper's groups
 	@$(CARGO) run --release -p pruning --example element_time -- $(or $(SIZE),4096) --max-correlate 2000

@@ -3,8 +3,10 @@
 //! The journal is the only memory of a run. A coordinator that starts folds it into a [`History`] and goes on where
 //! that ends; there is no second state that could disagree with it.
 
+mod curve;
 mod history;
 
+pub use curve::{CostCurve, LayerCurve};
 pub use history::{Committed, Ending, History, ShotHistory};
 
 use serde::{Deserialize, Serialize};
@@ -257,6 +259,9 @@ pub struct CutChosen {
     pub largest_damping: f64,
     /// Layer by layer: damping used (removals are filled in when the shot is committed).
     pub layers: Vec<LayerReport>,
+    /// What other sizes were predicted to cost; `None` for single weights, and in journals of earlier programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curve: Option<CostCurve>,
 }
 
 /// New weights of one block.

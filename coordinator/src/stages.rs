@@ -5,6 +5,7 @@ mod allocate;
 mod calibrate;
 mod commit;
 mod correct;
+mod curve;
 mod elements;
 mod finish;
 mod inherit;

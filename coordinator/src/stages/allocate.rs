@@ -2,12 +2,12 @@
 
 use super::adapt::{Goal, goal};
 use super::finish::waypoint;
-use super::{check_damping, elements, invalid, load_json, prepared, size_before, units_left};
+use super::{check_damping, curve, elements, invalid, load_json, prepared, size_before, units_left};
 use crate::error::RunError;
 use crate::event::{CutChosen, Event, History};
 use crate::run::Run;
 use planning::shape::{Choice, Offer, choose as choose_shape};
-use planning::threshold::{self, Cut, LayerPath, Ranking};
+use planning::threshold::{self, Cut, LayerPath, Ranking, Stretch};
 use planning::{PlanningError, schedule};
 use proto::v1;
 use serde::Serialize;
@@ -48,10 +48,13 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
     let layers = layer_paths(run, (shot, written), &paths)?;
     let (cut, other, choice) =
         shaped(run, &layers, before, to_free).map_err(|source| RunError::Cut { shot, source })?;
+    let order = threshold::removal_order(&layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
     if run.spec().keep_paths {
-        put_removal_order(run, shot, &paths, (&layers, before)).await?;
+        put_removal_order(run, shot, &paths, (&order, before)).await?;
     }
-    Ok(CutChosen { shape: choice, predicted_other_shape: other, ..chosen(run, shot, &paths, &cut)? })
+    let shape = choice.as_ref().map_or_else(|| run.history(History::shape), |choice| choice.shape);
+    let curve = Some(curve::curve(run, (shot, shape), (&paths, &layers, &order), before)?);
+    Ok(CutChosen { shape: choice, predicted_other_shape: other, curve, ..chosen(run, shot, &paths, &cut)? })
 }
 
 /// Returns the cut in the run's shape, what the other one would cost, and, where the shape is yet to be chosen, the choice.
@@ -131,9 +134,8 @@ async fn put_removal_order(
     run: &Run,
     shot: u32,
     paths: &[RemovalPath],
-    (layers, before): (&[LayerPath<'_>], u64),
+    (order, before): (&[Stretch], u64),
 ) -> Result<(), RunError> {
-    let order = threshold::removal_order(layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
     let mut lines = Vec::new();
     for stretch in order {
         let path = &paths[stretch.path];
@@ -222,5 +224,6 @@ fn chosen(run: &Run, shot: u32, paths: &[RemovalPath], cut: &Cut) -> Result<CutC
                 damping: p.damping,
             })
             .collect(),
+        curve: None,
     })
 }

@@ -82,6 +82,7 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
         damped_layers,
         largest_damping,
         layers,
+        curve: None,
     })
 }
 

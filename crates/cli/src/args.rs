@@ -1,17 +1,21 @@
 //! The command line: every flag, its default and what it means. Does not open files.
 
 mod choice;
+mod compare;
 mod eval;
 mod generate;
 mod inspect;
 mod materialise;
 mod prune;
+mod report;
 
+pub(crate) use compare::CompareArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use materialise::MaterialiseArgs;
 pub(crate) use prune::PruneArgs;
+pub(crate) use report::ReportArgs;
 
 use crate::error::{Exit, exit_codes};
 use clap::{Args, Parser, Subcommand};
@@ -29,8 +33,9 @@ some text to calibrate on is enough. The result is a folder that stock transform
   1. look    llm-surgeon inspect MODEL --target-size 0.8
   2. prune   llm-surgeon prune MODEL --data calibration.jsonl --eval-data held-out.jsonl \\
                --target-size 0.8 --out SMALLER
-  3. compare llm-surgeon eval MODEL SMALLER --data held-out.jsonl
-  4. listen  llm-surgeon generate SMALLER --prompt \"Once upon a time\"
+  3. read    SMALLER/report.html, a page of what went where and what it cost
+  4. compare llm-surgeon eval MODEL SMALLER --data held-out.jsonl
+  5. listen  llm-surgeon generate SMALLER --prompt \"Once upon a time\"
 
 Models: folders as on the Hugging Face hub (config.json, *.safetensors or pytorch_model.bin, tokenizer.json) of the \
 families Llama, Mistral, Qwen2, Qwen3 and OPT. Nothing is ever downloaded.";
@@ -76,6 +81,12 @@ pub(crate) enum Command {
     /// Show what is in a model folder, and what a target size would leave of it
     #[command(long_about = inspect::ABOUT, after_help = exit_codes())]
     Inspect(InspectArgs),
+    /// Make the page of a run (report.html) again, from its state folder
+    #[command(long_about = report::ABOUT, after_help = exit_codes())]
+    Report(ReportArgs),
+    /// Set the reports of several output folders side by side
+    #[command(long_about = compare::ABOUT, after_help = exit_codes())]
+    Compare(CompareArgs),
 }
 
 /// The size to reach, in one of three ways.

@@ -1,5 +1,9 @@
 //! What can go wrong for the person at the keyboard, and the exit status that says so. One table each.
 
+mod exit;
+
+pub(crate) use exit::{Exit, exit_codes};
+
 use model::ModelError;
 use service::shutdown::Signal;
 use service::status::{Reason, chain, reason_of};
@@ -8,79 +12,6 @@ use service::transport::TransportError;
 use std::io;
 use std::path::PathBuf;
 use types::InvalidRunSpec;
-
-/// The exit status of the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exit {
-    /// Done.
-    Done,
-    /// The run failed.
-    Failed,
-    /// Asked for something that cannot be.
-    Usage,
-    /// An input is not there or not what it should be.
-    Input,
-    /// The output is there already or cannot be created.
-    Output,
-    /// Reading or writing failed.
-    Io,
-    /// Paused; the same command goes on.
-    Paused,
-    /// Ctrl-C.
-    Interrupted,
-    /// SIGTERM.
-    Terminated,
-}
-
-impl Exit {
-    /// Every status, as the help lists them.
-    const ALL: [Self; 9] = [
-        Self::Done,
-        Self::Failed,
-        Self::Usage,
-        Self::Input,
-        Self::Output,
-        Self::Io,
-        Self::Paused,
-        Self::Interrupted,
-        Self::Terminated,
-    ];
-
-    /// Returns the number that the shell sees.
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Self::Done => 0,
-            Self::Failed => 1,
-            Self::Usage => 64,
-            Self::Input => 66,
-            Self::Output => 73,
-            Self::Io => 74,
-            Self::Paused => 75,
-            Self::Interrupted => Signal::Interrupt.exit_code(),
-            Self::Terminated => Signal::Terminate.exit_code(),
-        }
-    }
-
-    fn meaning(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Failed => "failed; the message says why",
-            Self::Usage => "a flag, a target or a kind of model that cannot be",
-            Self::Input => "model or data missing, unreadable, damaged or too small",
-            Self::Output => "the output exists already or cannot be created",
-            Self::Io => "reading or writing failed, for instance because the disk is full; the same command goes on",
-            Self::Paused => "paused; the same command goes on",
-            Self::Interrupted => "stopped by Ctrl-C; the same command goes on",
-            Self::Terminated => "stopped by SIGTERM; the same command goes on",
-        }
-    }
-}
-
-/// Returns the table of exit codes for the help.
-pub(crate) fn exit_codes() -> String {
-    let lines = Exit::ALL.map(|exit| format!("  {:>3}  {}", exit.code(), exit.meaning()));
-    format!("Exit codes:\n{}", lines.join("\n"))
-}
 
 /// Why the program could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +129,33 @@ pub(crate) enum CliError {
     /// A record that this program does not understand.
     #[error("the coordinator sent something this program cannot read: {0}; a bug, please report it")]
     Unreadable(String),
+    /// A page cannot be made.
+    #[error("the page cannot be made: {0}; a bug, please report it")]
+    Page(String),
+    /// A page cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    PageUnwritten {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A folder without a report.
+    #[error("{}: {}; name folders that prune or materialise has written", path.display(), missing(source))]
+    ReportMissing {
+        /// The report's place.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A report that this program cannot read.
+    #[error("{}: {problem}", path.display())]
+    ReportForm {
+        /// The report's place.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Stdout(#[source] io::Error),
@@ -240,11 +198,11 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::Spec(_) => Exit::Usage,
             Self::Model(error) => model_exit(error),
-            Self::DataMissing { .. } => Exit::Input,
+            Self::DataMissing { .. } | Self::ReportMissing { .. } | Self::ReportForm { .. } => Exit::Input,
             Self::OutputExists(_) | Self::OutputGone { .. } | Self::Store(StoreError::PermissionDenied { .. }) => {
                 Exit::Output
             }
-            Self::Unwritable { source, .. } => match source.kind() {
+            Self::Unwritable { source, .. } | Self::PageUnwritten { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Exit::Io,
                 _ => Exit::Output,
             },
@@ -254,6 +212,7 @@ impl CliError {
             | Self::Transport(_)
             | Self::Cancelled { .. }
             | Self::Unreadable(_)
+            | Self::Page(_)
             | Self::Setup { .. } => Exit::Failed,
             Self::Call { status, .. } => reason_of(status).map_or(Exit::Failed, failed_exit),
             Self::Failed { code, .. } => Reason::from_name(code).map_or(Exit::Failed, failed_exit),
@@ -310,6 +269,10 @@ fn model_exit(error: &ModelError) -> Exit {
         | ModelError::Pattern { .. }
         | ModelError::Stopped => Exit::Failed,
     }
+}
+
+fn missing(source: &io::Error) -> String {
+    if source.kind() == io::ErrorKind::NotFound { "there is no such report".to_owned() } else { source.to_string() }
 }
 
 fn violations(error: &InvalidRunSpec) -> String {
@@ -386,14 +349,5 @@ mod tests {
         assert_eq!(error.exit(), Exit::Output);
         assert!(error.to_string().starts_with("2 things are wrong:\n  - --out o"), "{error}");
         assert!(CliError::from_all(Vec::new()).is_ok());
-    }
-
-    #[test]
-    fn every_exit_code_is_in_the_help_once() {
-        let help = exit_codes();
-        for exit in Exit::ALL {
-            let line = format!("  {:>3}  ", exit.code());
-            assert_eq!(help.matches(&line).count(), 1, "{exit:?}");
-        }
     }
 }

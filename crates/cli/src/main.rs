@@ -1,10 +1,12 @@
 //! The program `llm-surgeon`: prunes, measures and shows language models.
 //!
-//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`generate`], [`inspect`]. Results go to standard output, progress and logs to standard
+//! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`generate`], [`inspect`], [`mod@report`], [`compare`].
+//! Results go to standard output, progress and logs to standard
 //! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
 //! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
 
 mod args;
+mod compare;
 mod error;
 mod eval;
 mod generate;
@@ -14,6 +16,7 @@ mod materialise;
 mod output;
 mod progress;
 mod prune;
+mod report;
 mod sizes;
 mod summary;
 mod text;
@@ -32,6 +35,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
     };
     ExitCode::from(error::report_error(done).code())
 }

@@ -1,10 +1,14 @@
 //! `prune`: checks what can be checked here, starts the services, creates the run and follows it to its end.
 
 mod check;
+mod command;
 mod follow;
+mod journal;
 mod request;
 
 pub(crate) use check::{missing_data, output_parent};
+pub(crate) use command::command;
+pub(crate) use journal::{Journal, journal_of};
 pub(crate) use request::{absolute, usual_seq_len};
 
 use crate::args::{MachineArgs, PruneArgs};
@@ -12,8 +16,9 @@ use crate::error::{CliError, report_error};
 use crate::local::{Client, Deployment, Local, call};
 use crate::output::{print, print_json, print_line, tell};
 use crate::progress::Display;
+use crate::report;
 use crate::summary::Summary;
-use follow::{Finished, Follower};
+use follow::Follower;
 use model::ModelFolder;
 use proto::v1;
 use service::telemetry::{self, LogFormat};
@@ -158,10 +163,14 @@ impl Session<'_> {
         let started = SystemTime::now();
         let run = create_run(&client, &spec).await?;
         let mut follower = Follower::new(client.clone(), &run, &spec, started, display, json);
-        let Finished { history, timeline } = follower.until_it_ends(local, &signals).await?;
+        let followed = follower.until_it_ends(local, &signals).await?;
         let report = follow::report(&client, &run.name).await?;
-        let id = follow::run_id(&run.name);
-        Summary::new(id, &history, timeline, report.warnings, state)
+        let journal = Journal::new(follow::run_id(&run.name), followed, report);
+        if let Err(error) = report::put_all(&journal, &state.display().to_string()) {
+            // The model is there and proved; its page can be made again.
+            tell(&format!("warning: {error}; llm-surgeon report {} tries again\n", state.display()));
+        }
+        Summary::new(&journal.run, &journal.history, journal.timeline, journal.warnings, state)
             .ok_or_else(|| CliError::Unreadable(format!("the journal of {} has no end", run.name)))
     }
 }

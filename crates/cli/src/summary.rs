@@ -6,6 +6,7 @@ mod timeline;
 pub(crate) use render::protocol;
 pub(crate) use timeline::Timeline;
 
+use crate::text::shell_word;
 use coordinator::event::{Evaluated, History};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -180,21 +181,25 @@ fn shots(history: &History) -> Vec<ShotSummary> {
     history.shots.iter().filter_map(summary).collect()
 }
 
-fn speed(evaluated: &Evaluated) -> Option<f64> {
+pub(crate) fn speed(evaluated: &Evaluated) -> Option<f64> {
     (evaluated.seconds > 0.0).then(|| evaluated.tokens as f64 / evaluated.seconds)
 }
 
-fn peak_memory(history: &History) -> u64 {
+pub(crate) fn peak_memory(history: &History) -> u64 {
     let evaluations = history.evaluations.values().map(|e| e.peak_memory);
     let shards = history.shots.values().flat_map(|s| s.shards.values()).map(|s| s.peak_memory);
     evaluations.chain(shards).max().unwrap_or(0)
 }
 
+/// Returns whether the ladder had to raise the damping of A or of G.
+pub(crate) fn is_raised(damping: &FactorDamping) -> bool {
+    [damping.a, damping.g].iter().flatten().any(|step| step.raised > 0)
+}
+
 fn raised_layers(history: &History) -> Vec<String> {
-    let raised = |d: &FactorDamping| [d.a, d.g].iter().flatten().any(|step| step.raised > 0);
     let cuts = history.shots.values().filter_map(|s| s.cut.as_ref());
     let layers: BTreeSet<_> =
-        cuts.flat_map(|c| &c.layers).filter(|l| raised(&l.damping)).map(|l| l.layer.to_string()).collect();
+        cuts.flat_map(|c| &c.layers).filter(|l| is_raised(&l.damping)).map(|l| l.layer.to_string()).collect();
     layers.into_iter().collect()
 }
 
@@ -204,7 +209,7 @@ fn floored(history: &History) -> Option<f64> {
     (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
-fn lm_eval(output: &str, spec: &RunSpec, shape: Shape) -> String {
+pub(crate) fn lm_eval(output: &str, spec: &RunSpec, shape: Shape) -> String {
     if !spec.format.has_hf() {
         let file = shell_word(&format!("{output}/{}", model::export::gguf::FILE));
         return format!("llama-perplexity -m {file} -f HELD_OUT.txt");
@@ -215,12 +220,6 @@ fn lm_eval(output: &str, spec: &RunSpec, shape: Shape) -> String {
         "lm_eval --model hf --model_args {} --tasks wikitext",
         shell_word(&format!("pretrained={output},dtype=float32{trust}"))
     )
-}
-
-/// Returns the text as one word of a POSIX shell.
-fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=,+:@%".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

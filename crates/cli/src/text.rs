@@ -59,6 +59,25 @@ pub(crate) fn short_digest(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 
+/// Returns a rise of the loss, in nats per token, with as many digits as tell something.
+pub(crate) fn nats(rise: f64) -> String {
+    match rise.abs() {
+        size if size >= 0.0001 || size == 0.0 => format!("{rise:.4}"),
+        size if size >= 1e-6 => format!("{rise:.6}"),
+        _ => format!("{rise:.1e}"),
+    }
+}
+
+/// Returns the text as one word of a POSIX shell.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=,+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// Returns `1 layer` or `3 layers`.
 pub(crate) fn plural(count: u64, noun: &str) -> String {
     format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
@@ -123,7 +142,15 @@ mod tests {
         assert_eq!([0.42, 12.34, 200.0, 7500.0].map(duration), ["0.42 s", "12.3 s", "3 min 20 s", "2 h 05 min"]);
         assert_eq!([59.6, 95.0, 610.0].map(rough_duration), ["1 min 00 s", "1 min 30 s", "10 min"]);
         assert_eq!(percent(4, 5), "80.0 %");
+        assert_eq!([0.0, 0.04321, -0.000_051, 3.2e-9].map(nats), ["0.0000", "0.0432", "-0.000051", "3.2e-9"]);
         assert_eq!([plural(1, "layer"), plural(0, "layer")], ["1 layer", "0 layers"]);
+    }
+
+    #[test]
+    fn a_path_is_quoted_only_where_a_shell_needs_it() {
+        assert_eq!(shell_word("/a/b-1.0"), "/a/b-1.0");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
     }
 
     #[test]

@@ -142,3 +142,122 @@ pub struct RunReport {
     /// Things a reader should know: few tokens, overlapping data, raised damping.
     pub warnings: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DampingStep, Precision, Target};
+    use serde_json::{Map, Value};
+
+    const SCHEMA: &str = include_str!("../../../docs/pruning_report.schema.json");
+
+    /// Returns a report with everything that may be in one.
+    fn full() -> RunReport {
+        let data = DataDescription {
+            digest: "d".repeat(64),
+            tokenizer_digest: "t".repeat(64),
+            documents: 1,
+            skipped: 0,
+            tokens: 9,
+            samples: 1,
+            sets: 1,
+            seq_len: 8,
+            overlap: 0,
+            bos: false,
+        };
+        let evaluation = Evaluation {
+            loss: 1.0,
+            perplexity: 2.7,
+            segments: 1,
+            segments_in_data: 1,
+            seq_len: 8,
+            dtype: "f32".into(),
+            data: data.clone(),
+        };
+        let layer = LayerId::new("layer").unwrap();
+        let step = Some(DampingStep { lambda: 0.1, precision: Precision::F32, raised: 0 });
+        let damping = FactorDamping { a: step, g: step, floored: Some(0.5) };
+        let shot = ShotReport {
+            shot: 1,
+            limit: 1,
+            taken_back: 1,
+            sizes: Sizes::default(),
+            threshold: Some(0.5),
+            calibration_loss: 1.0,
+            predicted: 0.5,
+            predicted_other_shape: Some(0.5),
+            correction: Some(CorrectionReport { loss_before: 1.0, loss_after: 0.5, steps_done: 2, steps_kept: 1 }),
+            evaluation: Some(evaluation.clone()),
+            layers: vec![LayerReport { layer: layer.clone(), removed: 1, left: 1, predicted: 0.5, damping }],
+        };
+        RunReport {
+            format: 1,
+            program: "llm-surgeon 0".into(),
+            run: "r-1".into(),
+            spec: RunSpec::new("/m", "/d", "/o", Target::Size(0.5)),
+            family: "llama".into(),
+            model_digest: "m".repeat(64),
+            data,
+            before: Sizes::default(),
+            after: Sizes::default(),
+            shape_choice: Some(ShapeChoice { shape: Shape::Uniform, reason: "r".into() }),
+            evaluation_before: Some(evaluation.clone()),
+            evaluation_after: Some(evaluation),
+            shots: vec![shot],
+            kept: vec![KeptUnits { layer, kind: UnitKind::Column, kept: vec![0], kept_rows: vec![0] }],
+            warnings: vec!["w".into()],
+        }
+    }
+
+    /// Returns the schemas that may describe a value: what references and choices lead to.
+    fn leads_to<'a>(schema: &'a Value, all: &'a Value) -> Vec<&'a Value> {
+        let named = schema["$ref"].as_str().and_then(|name| all.pointer(name.trim_start_matches('#')));
+        let choices = ["anyOf", "oneOf"].iter().filter_map(|key| schema[*key].as_array()).flatten();
+        let further: Vec<_> = named.into_iter().chain(choices).flat_map(|next| leads_to(next, all)).collect();
+        if further.is_empty() { vec![schema] } else { further }
+    }
+
+    /// Notes where fields and their description differ. Kinds of values and ranges are checked with a validator, on real
+    /// reports, by `scripts/check_report.py`.
+    fn compare(place: &str, value: &Value, schema: &Value, all: &Value, faults: &mut Vec<String>) {
+        let schemas = leads_to(schema, all);
+        match value {
+            Value::Object(fields) => {
+                let empty = Map::new();
+                let fits = |s: &&&Value| {
+                    s["properties"].as_object().unwrap_or(&empty).contains_key(fields.keys().next().unwrap())
+                };
+                let Some(schema) = schemas.iter().find(fits) else {
+                    return faults.push(format!("{place} is not described"));
+                };
+                for (name, field) in fields {
+                    match schema["properties"].get(name) {
+                        Some(described) => compare(&format!("{place}.{name}"), field, described, all, faults),
+                        None => faults.push(format!("{place}.{name} is not described")),
+                    }
+                }
+                let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                faults
+                    .extend(required.filter(|r| !fields.contains_key(*r)).map(|r| format!("{place}.{r} is not there")));
+            }
+            Value::Array(items) => {
+                let schema = schemas.iter().find(|s| s["items"].is_object());
+                let described = schema.map_or(&Value::Null, |s| &s["items"]);
+                for item in items {
+                    compare(&format!("{place}[]"), item, described, all, faults);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    #[test]
+    fn the_schema_describes_every_field_of_a_report() {
+        let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+        let report = serde_json::to_value(full()).unwrap();
+        let mut faults = Vec::new();
+        compare("report", &report, &schema, &schema, &mut faults);
+        assert!(faults.is_empty(), "{faults:#?}");
+        assert_eq!(schema["properties"]["format"]["const"], report["format"]);
+    }
+}

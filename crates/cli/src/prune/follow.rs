@@ -102,8 +102,7 @@ impl Follower {
         let Some(v1::RunEvent { sequence, time, event: Some(event) }) = response.event else { return Ok(None) };
         match event {
             E::RecordJson(json) => {
-                let time_ms = time.map_or(0, |t| (t.seconds * 1000 + i64::from(t.nanos) / 1_000_000).max(0) as u64);
-                self.record(&json, time_ms)?;
+                self.record(&json, milliseconds(time))?;
                 self.next = sequence + 1;
             }
             E::Progress(progress) => self.progress.stage(progress),
@@ -117,7 +116,7 @@ impl Follower {
         if self.json {
             print_line(json)?;
         }
-        let event: Event = serde_json::from_str(json).map_err(|e| CliError::Unreadable(format!("a record: {e}")))?;
+        let event = parsed(json)?;
         self.timeline.record(&event, time_ms);
         self.progress.record(&event, time_ms < self.started_ms);
         self.history.apply(event);
@@ -155,7 +154,17 @@ impl Follower {
     }
 }
 
-/// Returns the report of a finished run.
+/// Returns a record's event.
+pub(super) fn parsed(json: &str) -> Result<Event, CliError> {
+    serde_json::from_str(json).map_err(|e| CliError::Unreadable(format!("a record: {e}")))
+}
+
+/// Returns a record's time, milliseconds since 1970.
+pub(super) fn milliseconds(time: Option<proto::prost_types::Timestamp>) -> u64 {
+    time.map_or(0, |t| (t.seconds * 1000 + i64::from(t.nanos) / 1_000_000).max(0) as u64)
+}
+
+/// Returns the report of a run.
 pub(super) async fn report(client: &Client, name: &str) -> Result<RunReport, CliError> {
     let request = v1::GetRunReportRequest { name: name.to_owned() };
     let get = |mut client: Client, request| async move { client.get_run_report(request).await };

@@ -11,10 +11,15 @@ const USUAL_SEQ_LEN: u64 = 2048;
 
 /// Returns the specification that the flags ask for, or all that is wrong with it.
 pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, CliError> {
+    unchecked(args, usual_seq_len(config))?.validated().map_err(CliError::Spec)
+}
+
+/// Returns the same without a look at what makes sense together; `usual_seq_len`: tokens of a sample if none are asked for.
+pub(super) fn unchecked(args: &PruneArgs, usual_seq_len: u64) -> Result<RunSpec, CliError> {
     let target = target(args)?;
     let absolute_all =
         |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
-    let spec = RunSpec {
+    Ok(RunSpec {
         model: absolute("MODEL", &args.model)?,
         data: absolute_all("--data", &args.data)?,
         eval_data: absolute_all("--eval-data", &args.eval_data)?,
@@ -45,7 +50,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         correct_steps: args.correct_steps,
         correct_rate: args.correct_rate,
         samples: args.samples,
-        seq_len: args.seq_len.unwrap_or_else(|| usual_seq_len(config)),
+        seq_len: args.seq_len.unwrap_or(usual_seq_len),
         eval_samples: args.eval_samples,
         damping_scale: args.damping_scale,
         damping_a: args.damping().a,
@@ -60,8 +65,7 @@ pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, Cl
         memory: args.memory,
         keep_paths: args.keep_paths,
         paths_of: None,
-    };
-    spec.validated().map_err(CliError::Spec)
+    })
 }
 
 /// Returns the size to reach.

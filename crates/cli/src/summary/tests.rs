@@ -101,6 +101,7 @@ fn journal() -> Vec<Event> {
             damped_layers: 1,
             largest_damping: 0.1,
             layers: vec![layer.clone()],
+            curve: None,
         }),
         Event::BlockUpdated(BlockUpdated { shot: 1, block: 0, layers: vec![], predicted: vec![], seconds: 1.25 }),
         Event::ShotCommitted {
@@ -178,10 +179,9 @@ fn a_run_without_its_end_has_no_summary() {
 }
 
 #[test]
-fn a_path_is_quoted_only_where_a_shell_needs_it() {
+fn the_line_for_another_program_names_the_folder() {
     assert_eq!(
         lm_eval("/a/b-1.0", &spec(), Shape::Uniform),
         "lm_eval --model hf --model_args pretrained=/a/b-1.0,dtype=float32 --tasks wikitext"
     );
-    assert_eq!(shell_word("it's"), r"'it'\''s'");
 }

@@ -6,7 +6,8 @@ use crate::place::Place;
 fn help_shows_examples_defaults_and_exit_codes() {
     let place = Place::with("llama-gqa");
     let help = place.run(&["--help"]).done();
-    for wanted in ["prune", "eval", "generate", "inspect", "Exit codes:", "130  stopped by Ctrl-C", "LLM_SURGEON_LOG"] {
+    let commands = ["prune", "eval", "generate", "inspect", "report", "compare"];
+    for wanted in commands.into_iter().chain(["Exit codes:", "130  stopped by Ctrl-C", "LLM_SURGEON_LOG"]) {
         assert!(help.contains(wanted), "{wanted:?} is not in\n{help}");
     }
     let help = place.run(&["prune", "--help"]).done();
@@ -25,6 +26,8 @@ fn help_shows_examples_defaults_and_exit_codes() {
         let help = place.run(&[command, "--help"]).done();
         assert!(help.contains("Examples:") && help.contains("--json"), "{help}");
     }
+    assert!(place.run(&["report", "--help"]).done().contains("Examples:"));
+    assert!(place.run(&["compare", "--help"]).done().contains("--html"));
     assert!(place.run(&["--version"]).done().starts_with("llm-surgeon "));
 }
 

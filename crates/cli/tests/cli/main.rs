@@ -9,3 +9,4 @@ mod help;
 mod inspect;
 mod place;
 mod prune;
+mod report;

@@ -1,0 +1,88 @@
+//! What other sizes than the chosen one were predicted to cost, for the report.
+
+use super::prepared;
+use crate::error::RunError;
+use crate::event::{CostCurve, LayerCurve};
+use crate::run::Run;
+use planning::curve::{per_layer_curve, thinned, uniform_curve};
+use planning::threshold::{LayerPath, Stretch};
+use types::{ModelDescription, RemovalPath, Shape};
+
+/// Points of the whole model's curve.
+const MODEL_POINTS: usize = 200;
+/// Points of a layer's curve.
+const LAYER_POINTS: usize = 24;
+
+/// Returns the curves of a shot's paths, for cuts of this shape; `before`: the size when it begins.
+pub(super) fn curve(
+    run: &Run,
+    (shot, shape): (u32, Shape),
+    (paths, layers, order): (&[RemovalPath], &[LayerPath<'_>], &[Stretch]),
+    before: u64,
+) -> Result<CostCurve, RunError> {
+    let model = if shape.is_uniform() {
+        uniform_curve(layers, MODEL_POINTS).map_err(|source| RunError::Cut { shot, source })?
+    } else {
+        per_layer_curve(order, MODEL_POINTS)
+    };
+    let model = model.iter().map(|point| (before.saturating_sub(point.freed), rounded(point.predicted)));
+    let described = prepared(run)?.model;
+    let of_layer = |(path, layer): (&RemovalPath, &LayerPath<'_>)| {
+        let (all, left) = units(run, shot, &described, (path, layer));
+        LayerCurve { layer: path.layer.clone(), points: layer_points(layer, all, left) }
+    };
+    Ok(CostCurve { model: model.collect(), layers: paths.iter().zip(layers).map(of_layer).collect() })
+}
+
+/// Returns how many units a layer had in the original model and has before the shot.
+fn units(run: &Run, shot: u32, model: &ModelDescription, (path, layer): (&RemovalPath, &LayerPath<'_>)) -> (u64, u64) {
+    if let Some(group) = model.groups().find(|g| g.layer == path.layer) {
+        return (u64::from(group.units) * u64::from(group.together), u64::from(layer.units_left));
+    }
+    let described = model.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == path.layer);
+    let all = described.map_or(0, |l| l.rows + l.columns);
+    let state = run.history(|h| h.checkpoint_after(shot - 1).layer(&path.layer).cloned());
+    (all, state.map_or(all, |s| (s.kept.len() + s.kept_rows.len()) as u64))
+}
+
+fn layer_points(layer: &LayerPath<'_>, all: u64, left: u64) -> Vec<(f64, f64)> {
+    let costs = layer.steps.iter().scan(0.0, |sum, step| {
+        *sum += step.cost;
+        Some(*sum)
+    });
+    let sums: Vec<f64> = std::iter::once(0.0).chain(costs).collect();
+    let positions: Vec<u64> = (0..sums.len() as u64).collect();
+    let share = |gone: u64| rounded((all.saturating_sub(left) + gone) as f64 / all.max(1) as f64);
+    thinned(&positions, LAYER_POINTS).into_iter().map(|at| (share(at as u64), rounded(sums[at]))).collect()
+}
+
+/// Returns a number to six digits: a picture needs no more, and the journal holds many.
+fn rounded(number: f64) -> f64 {
+    format!("{number:.5e}").parse().unwrap_or(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::{LayerId, PathStep, Unit, UnitKind};
+
+    #[test]
+    fn a_layer_s_curve_begins_where_the_shot_does_and_is_short() {
+        let id = LayerId::new("layer").unwrap();
+        let unit = Unit { kind: UnitKind::FfnChannel, index: 0 };
+        let steps = [PathStep { unit, cost: 1.0 / 3.0, freed: 1 }; 60];
+        let layer = LayerPath {
+            layer: &id,
+            kind: UnitKind::FfnChannel,
+            units_left: 80,
+            quantum: 1,
+            round: 1,
+            freed_per_unit: None,
+            steps: &steps,
+        };
+        let points = layer_points(&layer, 100, 80);
+        assert!(points.len() <= LAYER_POINTS);
+        assert_eq!((points[0], points[points.len() - 1]), ((0.2, 0.0), (0.8, 20.0)));
+        assert_eq!(rounded(1.0 / 3.0).to_string(), "0.333333");
+    }
+}
