@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
-use model::export::huggingface::{self, WriteOptions};
+use model::export::{self, Breadth, WriteOptions};
 use model::{Decoder, ModelError, ModelFolder, Overlay};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -109,10 +109,10 @@ fn a_copy_is_written_as_safetensors_with_the_tokenizer_beside_it() {
     for name in ["vocab.json", "merges.txt"] {
         fs::copy(folder("../bpe/opt").join(name), place.path().join(name)).unwrap();
     }
-    let options = WriteOptions { multiple_of: 1, shard_bytes: WriteOptions::SHARD_BYTES };
+    let options = WriteOptions::huggingface(Breadth::Common { multiple_of: 1 });
     let base = ModelFolder::open(place.path()).unwrap();
     let output = place.path().join("out");
-    huggingface::write(&base, &Overlay::default(), options, "{}", &output, &[2, 5, 3, 9]).unwrap();
+    export::write(&base, &Overlay::default(), options, "{}", &output, &[2, 5, 3, 9]).unwrap();
     let mut names: Vec<_> = fs::read_dir(&output).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     let expected = ["README.md", "config.json", "merges.txt", "model.safetensors", "pruning_report.json", "vocab.json"];

@@ -28,11 +28,12 @@ pub(super) fn inputs(spec: &RunSpec, folder: &ModelFolder) -> Result<(), CliErro
     faults.extend(Tokenizer::open(folder.path()).err().map(CliError::from));
     let tokens = i64::try_from(spec.seq_len).unwrap_or(i64::MAX);
     faults.extend(folder.config().check_length(tokens).err().map(|e| CliError::Usage(format!("--seq-len: {e}"))));
-    faults.extend(export::check_writable(folder, spec).err().map(CliError::from));
-    if spec.structure == Structure::Coupled && faults.is_empty() {
+    let writable = export::check_writable(folder, spec);
+    if spec.structure == Structure::Coupled && writable.is_ok() {
         let model = units::describe_for(folder, spec)?;
         faults.extend(check_target(&model, spec.target, spec.multiple_of).err());
     }
+    faults.extend(writable.err().map(CliError::from));
     CliError::from_all(faults)
 }
 
