@@ -43,7 +43,8 @@ if ! eight="$(said "$work/eight/model.gguf")"; then
   eight="(llama.cpp crashes in 8 bits on this machine, on a file of its own as well)"
 fi
 printf 'llm-surgeon:       %s\nllama.cpp, f32:   %s\nllama.cpp, q8_0:  %s\n' "$ours" "$theirs" "$eight"
+[ -n "$theirs" ] && [ -n "$eight" ] || die "llama.cpp says nothing"
 case "$ours" in
-  *"$theirs"*) say "llama.cpp goes on as llm-surgeon does" ;;
+  "$theirs"*) say "llama.cpp goes on as llm-surgeon does" ;;
   *) die "llama.cpp goes on with other words than llm-surgeon" ;;
 esac

@@ -1,7 +1,7 @@
 //! The report: the journal's history as one document. Pure; holds no times, so that equal runs give equal bytes.
 
 use crate::event::{Evaluated, History, Prepared};
-use types::{Evaluation, KeptUnits, RunId, RunReport, RunSpec, ShotReport, UnitKind};
+use types::{Evaluation, KeptUnits, RunId, RunReport, RunSpec, Shape, ShotReport, UnitKind};
 
 /// Version of the report's form.
 const FORMAT: u32 = 1;
@@ -77,6 +77,12 @@ fn warnings(prepared: &Prepared, history: &History) -> Vec<String> {
             "{} held-out documents are also calibration data: the held-out figures are too good",
             eval.overlap
         ));
+    }
+    if history.shape() == Shape::Padded {
+        warnings.push(
+            "widths are padded with zeros to those of the widest block: the folder is larger than the sizes said here"
+                .to_owned(),
+        );
     }
     for (shot, known) in &history.shots {
         if let Some(cut) = known.cut.as_ref().filter(|c| c.damped_layers > 0) {

@@ -50,7 +50,8 @@ prop_compose! {
     ) -> RunSpec {
         let update = if curvature == Curvature::Diagonal { Update::None } else { update };
         let undecided = shape == Shape::Auto && schedule == Schedule::Adaptive;
-        let shape = if undecided { Shape::Uniform } else { shape };
+        let padded = shape == Shape::Padded && !matches!(target, Target::Size(_));
+        let shape = if undecided || padded { Shape::Uniform } else { shape };
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
             target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, sub_blocks: false, shape, scoring, update, curvature, kronecker_rank: 1, half_steps: 0, rounds: 1, fisher, fisher_samples: 1, shots: 1,

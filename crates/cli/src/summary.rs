@@ -214,7 +214,9 @@ pub(crate) fn lm_eval(output: &str, spec: &RunSpec, shape: Shape) -> String {
         let file = shell_word(&format!("{output}/{}", model::export::gguf::FILE));
         return format!("llama-perplexity -m {file} -f HELD_OUT.txt");
     }
-    let own_code = spec.structure == Structure::Coupled && shape == Shape::PerLayer;
+    // Also where tensors keep the shapes of a base model whose blocks had widths of their own.
+    let own_code = Path::new(output).join(model::export::huggingface::CODE_FILE).exists()
+        || (spec.structure == Structure::Coupled && shape == Shape::PerLayer);
     let trust = if own_code { ",trust_remote_code=True" } else { "" };
     format!(
         "lm_eval --model hf --model_args {} --tasks wikitext",

@@ -161,6 +161,14 @@ impl<'a> Compaction<'a> {
         self.blocks.as_deref()
     }
 
+    /// Returns whether blocks are of different widths: those of the base model, where tensors keep their shapes.
+    pub(crate) fn differ(&self, config: &ModelConfig) -> bool {
+        match &self.blocks {
+            Some(blocks) => blocks.windows(2).any(|pair| pair[0].widths != pair[1].widths),
+            None => !config.own_widths.is_empty(),
+        }
+    }
+
     /// Returns whether dead units were put in.
     pub(crate) fn padded(&self) -> bool {
         self.padded

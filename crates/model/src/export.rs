@@ -83,6 +83,9 @@ pub fn write(
     let _guard = tch::no_grad_guard();
     refuse_foreign(output, report_json)?;
     let compaction = Compaction::new(folder, overlay, options.breadth)?;
+    if let Some(reason) = refusal(folder.config(), options.format, compaction.differ(folder.config())) {
+        return Err(ModelError::Unsupported { path: output.to_owned(), reason });
+    }
     let expected = {
         let in_memory = Decoder::load(folder, overlay, Kind::Float, Device::Cpu)?;
         Expected { check_ids, logits_tv: logits(&in_memory, check_ids)?, output }

@@ -34,7 +34,9 @@ pub struct Choice {
 pub fn choose(uniform: Option<Offer>, own: Offer, obstacle: Option<&str>) -> Choice {
     let taken = |shape, reason| Choice { shape, reason };
     let Some(uniform) = uniform else {
-        return taken(Shape::PerLayer, "no equal widths reach the size".to_owned());
+        // With an obstacle nothing is left to take: the cut with equal widths will say why it cannot be.
+        let shape = if obstacle.is_some() { Shape::Uniform } else { Shape::PerLayer };
+        return taken(shape, "no equal widths reach the size".to_owned());
     };
     let figures = format!(
         "the first shot is predicted to raise the loss by {:.4} nats per token with equal widths ({} left) and by {:.4} with \
@@ -64,6 +66,7 @@ mod tests {
         assert_eq!(choose(Some(offer(0.12)), offer(0.1), None).shape, Shape::Uniform);
         assert_eq!(choose(Some(offer(0.13)), offer(0.1), None).shape, Shape::PerLayer);
         assert_eq!(choose(None, offer(0.1), None).shape, Shape::PerLayer);
+        assert_eq!(choose(None, offer(0.1), Some("no runtime")).shape, Shape::Uniform);
         let refused = choose(Some(offer(0.9)), offer(0.1), Some("no runtime"));
         assert_eq!(refused.shape, Shape::Uniform);
         assert!(refused.reason.contains("no runtime") && refused.reason.contains("0.9000"));

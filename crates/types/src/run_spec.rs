@@ -85,8 +85,10 @@ pub struct RunSpec {
     /// FFN widths of the result are multiples of this.
     pub multiple_of: u32,
     /// For which runtimes the result is written.
+    #[serde(default)]
     pub format: Format,
     /// Number format of the matrices in a GGUF file.
+    #[serde(default)]
     pub gguf_type: GgufType,
     /// Seed of sample choice and sampled labels.
     pub seed: u64,
@@ -222,6 +224,8 @@ impl RunSpec {
             Target::Parameters(n) => faults.unless(n > 0, "target", "target parameters must be above 0"),
             Target::Bytes(n) => faults.unless(n > 0, "target", "target bytes must be above 0"),
         }
+        let problem = "padded models are as large as their widest blocks, which is only known in the end; give a target size, or take uniform or per-layer";
+        faults.unless(self.shape != Shape::Padded || size.is_some(), "shape", problem);
         let dense = "writes dense tensors with zeros, so parameters and bytes stay the same; give a target size";
         let shrinks = !self.structure.keeps_shapes();
         faults.unless(shrinks || size.is_some(), "target", format!("{} {dense}", self.structure));

@@ -144,6 +144,20 @@ choices! {
     }
 }
 
+impl Default for Format {
+    /// What runs were written as before there was a choice.
+    fn default() -> Self {
+        Self::Hf
+    }
+}
+
+impl Default for GgufType {
+    /// What runs were written as before there was a choice.
+    fn default() -> Self {
+        Self::Auto
+    }
+}
+
 impl Format {
     /// Returns whether there is a Hugging Face folder.
     pub fn has_hf(self) -> bool {

@@ -21,17 +21,15 @@ pub(super) fn text(folder: &ModelFolder, compaction: &Compaction, format: Format
          arXiv 2312.17244). What was removed where, what it cost and how it was measured is in `pruning_report.json`.\n\n\
          ```\n{}```\n\n\
          The licence of the base model applies.\n",
-        use_of_it(compaction, format)
+        use_of_it(folder, compaction, format)
     )
 }
 
 /// Returns lines that load the model in this folder.
-fn use_of_it(compaction: &Compaction, format: Format) -> String {
+fn use_of_it(folder: &ModelFolder, compaction: &Compaction, format: Format) -> String {
     let mut lines = Vec::new();
     if format.has_hf() {
-        let blocks = compaction.blocks().unwrap_or_default();
-        let own = blocks.windows(2).any(|pair| pair[0].widths != pair[1].widths);
-        let trust = if own { ", trust_remote_code=True" } else { "" };
+        let trust = if compaction.differ(folder.config()) { ", trust_remote_code=True" } else { "" };
         lines.push("from transformers import AutoModelForCausalLM, AutoTokenizer".to_owned());
         lines.push(format!("model = AutoModelForCausalLM.from_pretrained(\".\"{trust})"));
         lines.push("tokenizer = AutoTokenizer.from_pretrained(\".\")".to_owned());

@@ -4,6 +4,8 @@ mod config;
 mod per_block;
 mod weights;
 
+pub use per_block::FILE as CODE_FILE;
+
 use super::Tolerance;
 use super::staging::Staging;
 use crate::compact::Compaction;

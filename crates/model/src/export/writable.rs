@@ -10,7 +10,10 @@ use types::{Format, RunSpec, Shape, Structure};
 /// [`ModelError::Unsupported`] with the reason and the nearest choice that works.
 pub fn check_writable(folder: &ModelFolder, spec: &RunSpec) -> Result<(), ModelError> {
     let config = folder.config();
-    let own = spec.structure == Structure::Coupled && spec.shape == Shape::PerLayer;
+    let own = match spec.structure {
+        Structure::Coupled => spec.shape == Shape::PerLayer,
+        Structure::RowColumn | Structure::Element | Structure::NofM => !config.own_widths.is_empty(),
+    };
     if let Some(reason) = refusal(config, spec.format, own) {
         let reason = format!("--format {}: {reason}", spec.format);
         return Err(ModelError::Unsupported { path: config.path.clone(), reason });
@@ -35,15 +38,14 @@ pub fn refusal(config: &ModelConfig, format: Format, own: bool) -> Option<String
     if qwen && scaled {
         return Some(format!("llama.cpp turns {family}'s positions without llama3's scaling; take --format hf"));
     }
-    let own = own || !config.own_widths.is_empty();
     if own && config.qk_norm {
         return Some(format!(
-            "no architecture of llama.cpp has both a width for each block and {family}'s norms of queries and keys; take --shape uniform, or --format hf"
+            "no architecture of llama.cpp has both a width for each block and {family}'s norms of queries and keys; take --shape uniform or padded, or --format hf"
         ));
     }
     if own && (config.o_bias || config.mlp_bias) {
         return Some(
-            "llama.cpp's architecture with a width for each block has no biases of o and the MLP; take --shape uniform, or --format hf".to_owned(),
+            "llama.cpp's architecture with a width for each block has no biases of o and the MLP; take --shape uniform or padded, or --format hf".to_owned(),
         );
     }
     None

@@ -21,7 +21,7 @@ pub struct TextStream<'a> {
 impl<'a> TextStream<'a> {
     /// Returns the stream of what follows `prompt`.
     pub fn after(tokenizer: &'a Tokenizer, prompt: &[i64]) -> Result<Self, ModelError> {
-        let given = tokenizer.decode(prompt)?.len();
+        let given = tokenizer.decode(prompt)?.trim_end_matches(INCOMPLETE).len();
         Ok(Self { tokenizer, ids: prompt.to_vec(), given })
     }
 

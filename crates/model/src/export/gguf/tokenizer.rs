@@ -119,6 +119,13 @@ impl<'a> Source<'a> {
         let kinds: Vec<&str> = steps.iter().filter_map(|step| step["type"].as_str()).collect();
         if let Some((last, before)) = steps.split_last().filter(|(last, _)| last["type"] == "ByteLevel") {
             let own_split = last["use_regex"] != false;
+            if last["add_prefix_space"] == true {
+                return Err(self.unknown("it puts a space before every text"));
+            }
+            if let Some(step) = flat(&self.json["normalizer"], "normalizers").iter().find(|step| step["type"] != "NFC")
+            {
+                return Err(self.unknown(&format!("it changes text by {} first", step["type"])));
+            }
             let split = match before {
                 [] if own_split => Some("gpt-2"),
                 [digits] if own_split && digits["type"] == "Digits" && digits["individual_digits"] == true => {
@@ -131,6 +138,10 @@ impl<'a> Source<'a> {
                 _ => None,
             };
             let split = split.ok_or_else(|| self.unknown(&format!("it splits text by {}", kinds.join(", "))))?;
+            // llama.cpp takes whole words of the vocabulary before any merge under this name.
+            if split == SPLITS[0].1 && model["ignore_merges"] != true {
+                return Err(self.unknown("it splits text as Llama 3 does, but merges whole words as well"));
+            }
             return Ok(Way::ByteLevel { split });
         }
         let normalizers = flat(&self.json["normalizer"], "normalizers");
@@ -239,6 +250,10 @@ mod tests {
             Ok(Way::ByteLevel { split }) => Some(split),
             _ => None,
         };
+        let with = |mut json: Json, key: &str, value: Json| {
+            json[key] = value;
+            json
+        };
         let bytes = |use_regex: bool| json!({ "type": "ByteLevel", "use_regex": use_regex });
         let sequence =
             |first: Json, use_regex| json!({ "type": "Sequence", "pretokenizers": [first, bytes(use_regex)] });
@@ -246,7 +261,14 @@ mod tests {
         let digits = |individual_digits: bool| json!({ "type": "Digits", "individual_digits": individual_digits });
         assert_eq!(split(&bytes(true)), Some("gpt-2"));
         assert_eq!(split(&sequence(digits(true), true)), Some("smollm"));
-        assert_eq!(split(&sequence(regex(SPLITS[0].0), false)), Some("llama-bpe"));
+        let llama3 = bpe(&sequence(regex(SPLITS[0].0), false), &Json::Null, false);
+        assert!(source(llama3.clone()).way().is_err(), "merges whole words as well");
+        let model = with(llama3["model"].clone(), "ignore_merges", json!(true));
+        let Ok(Way::ByteLevel { split: "llama-bpe" }) = source(with(llama3, "model", model)).way() else { panic!() };
+        assert_eq!(split(&with(bytes(true), "add_prefix_space", json!(true))), None);
+        let lower = json!({ "type": "Lowercase" });
+        assert!(source(bpe(&bytes(true), &lower, false)).way().is_err());
+        assert!(source(bpe(&bytes(true), &json!({ "type": "NFC" }), false)).way().is_ok());
         assert_eq!(split(&sequence(regex(SPLITS[1].0), false)), Some("qwen2"));
         for other in [bytes(false), sequence(digits(false), true), sequence(regex("."), false), regex(".")] {
             assert_eq!(split(&other), None, "{other}");

@@ -43,10 +43,11 @@ pub(super) fn changed(folder: &ModelFolder, compaction: &Compaction) -> Result<C
         raw.insert("head_dim".to_owned(), json!(config.head_dim));
     }
     let equal = blocks.iter().all(|block| block.widths == widest);
-    let divides = config.hidden % widest.heads == 0;
+    let mut heads = blocks.iter().map(|block| block.widths.heads).chain([widest.heads]);
+    let odd_one_out = heads.find(|heads| config.hidden % heads != 0);
     let mut family = config.family;
-    if family == Family::Llama && (!divides || (!equal && !has_biases(config))) {
-        retype(config, widest.heads, &mut raw)?;
+    if family == Family::Llama && (odd_one_out.is_some() || (!equal && !has_biases(config))) {
+        retype(config, odd_one_out.unwrap_or(widest.heads), &mut raw)?;
         family = Family::Mistral;
     }
     let mut code = None;

@@ -8,8 +8,8 @@ use crate::config::PER_BLOCK;
 use crate::{BlockWidths, Family};
 use serde_json::{Map, Value, json};
 
-/// The file with the code.
-pub(super) const FILE: &str = "modeling_per_layer.py";
+/// The file with the code that builds blocks with widths of their own.
+pub const FILE: &str = "modeling_per_layer.py";
 
 /// The key that lets code written for equal blocks read the widest.
 pub(super) const GLOBAL_ACCESS: &str = "allow_global_per_layer_attribute_access";

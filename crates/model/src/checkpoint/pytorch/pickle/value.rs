@@ -5,6 +5,9 @@ use super::{MAX_DEPTH, printable};
 use std::rc::Rc;
 use tch::Kind;
 
+/// No tensor of a language model has more.
+const MAX_DIMENSIONS: usize = 8;
+
 /// A number format of a storage.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) struct Format {
@@ -167,8 +170,11 @@ impl Value<'_> {
     /// Returns the numbers of a tuple of sizes or strides.
     fn sizes(&self) -> Result<Vec<u64>, Fault> {
         let size = |item: &Self| if let Self::Integer(n) = item { u64::try_from(*n).ok() } else { None };
-        let sizes = if let Self::Tuple(tuple) = self { tuple.items.iter().map(size).collect() } else { None };
-        sizes.map_or_else(|| damaged("holds a tensor whose shape or strides are no numbers"), Ok)
+        // The same tuple may serve thousands of tensors: each copies it, so it must be short.
+        let few = |tuple: &&Tuple| tuple.items.len() <= MAX_DIMENSIONS;
+        let tuple = if let Self::Tuple(tuple) = self { Some(&**tuple).filter(few) } else { None };
+        let sizes = tuple.and_then(|tuple| tuple.items.iter().map(size).collect());
+        sizes.map_or_else(|| damaged("holds a tensor whose shape or strides are no numbers, or too many"), Ok)
     }
 
     /// Returns what kind of value this is, for messages.
