@@ -6,11 +6,11 @@ use crate::error::Error;
 use model::tokens::{
     DataOptions, Documents, Draw, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
 };
-use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay};
+use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, device};
 use service::checkpoint::LayerBytes;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind};
-use types::{DataDescription, Dtype, ModelDescription, RunId, RunSpec, ShotData};
+use tch::Device;
+use types::{DataDescription, ModelDescription, RunId, RunSpec, ShotData};
 
 /// Samples on which a correction must lower the loss.
 const CHECK_SAMPLES: usize = 16;
@@ -85,6 +85,7 @@ impl Session {
         }
         let folder = ModelFolder::open(Path::new(&spec.model))?;
         folder.config().check_length(spec.seq_len as i64)?;
+        model::export::check_writable(&folder, spec)?;
         let data = self.data(run, spec)?;
         let (samples, held_out) =
             (data.samples.description.clone(), data.held_out.as_ref().map(|s| s.description.clone()));
@@ -109,7 +110,7 @@ impl Session {
             self.decoder = None;
             let folder = ModelFolder::open(Path::new(&spec.model))?;
             let overlay = overlay(changed, self.device)?;
-            let decoder = Decoder::load(&folder, &overlay, kind(spec.dtype), self.device)?;
+            let decoder = Decoder::load(&folder, &overlay, device::kind(spec.dtype), self.device)?;
             self.decoder = Some((key.clone(), decoder));
         }
         self.data(&key.run, spec)?;
@@ -188,13 +189,4 @@ fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelErr
     let read =
         |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
     Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
-}
-
-/// Returns libtorch's name of a number format.
-pub(crate) fn kind(dtype: Dtype) -> Kind {
-    match dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::F16 => Kind::Half,
-    }
 }

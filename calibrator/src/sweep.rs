@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::job::Calibrate;
-use crate::session::{DecoderKey, Session, kind};
+use crate::session::{DecoderKey, Session};
 use crate::shelf::{Shelf, SweepKey};
 use crate::sums::{Pass, Sums, Weighed};
 use bytes::Bytes;
@@ -132,7 +132,7 @@ fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions 
     });
     SweepOptions {
         micro_batch: task.micro_batch,
-        boundary_kind: kind(spec.boundary_dtype),
+        boundary_kind: model::device::kind(spec.boundary_dtype),
         fisher: spec.fisher,
         seed: spec.seed,
         first_sample: task.first_sample as u64 * u64::from(spec.fisher_samples),

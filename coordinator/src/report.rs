@@ -3,9 +3,6 @@
 use crate::event::{Evaluated, History, Prepared};
 use types::{Evaluation, KeptUnits, RunId, RunReport, RunSpec, Shape, ShotReport, UnitKind};
 
-/// Version of the report's form.
-const FORMAT: u32 = 1;
-
 /// Tokens per column of the widest factor below which its smallest eigenvalues are mostly noise.
 const TOKENS_PER_COLUMN: u64 = 4;
 
@@ -22,7 +19,7 @@ pub(crate) fn build(run: &RunId, spec: &RunSpec, history: &History) -> Option<Ru
         kept_rows: l.kept_rows,
     });
     Some(RunReport {
-        format: FORMAT,
+        format: RunReport::FORMAT,
         program: format!("llm-surgeon {}", proto::VERSION),
         run: run.to_string(),
         spec: spec.clone(),

@@ -44,8 +44,7 @@ fn size_before(run: &Run, shot: u32) -> Result<Sizes, RunError> {
 /// Returns how many units of a group are left after `shot`.
 fn units_left(run: &Run, shot: u32, group: &UnitGroup) -> u32 {
     let all = group.units * group.together;
-    let state = run.history(|h| h.checkpoint_after(shot).layer(&group.layer).cloned());
-    state.map_or(all, |s| s.units_left(all))
+    run.history(|h| h.layer_after(shot, &group.layer).map_or(all, |s| s.units_left(all)))
 }
 
 /// Returns what a surgeon put into the store, if it is what the journal says.

@@ -5,7 +5,7 @@ use super::{
     RoundDone, ShardCalibrated, ShotCorrected,
 };
 use std::collections::BTreeMap;
-use types::{Checkpoint, LayerReport, RunSpec, Shape, ShapeChoice, Sizes};
+use types::{Checkpoint, LayerId, LayerReport, LayerState, RunSpec, Shape, ShapeChoice, Sizes};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -231,11 +231,20 @@ impl History {
 
     /// Returns the checkpoint after `shot`: the layers that differ from the base model, in block order.
     pub fn checkpoint_after(&self, shot: u32) -> Checkpoint {
-        let Some(known) = self.shots.get(&shot) else { return Checkpoint { shot, layers: Vec::new() } };
-        let layers = match &known.corrected {
-            Some(corrected) => corrected.layers.clone(),
-            None => known.updated.values().flat_map(|b| b.layers.clone()).collect(),
-        };
-        Checkpoint { shot, layers }
+        Checkpoint { shot, layers: self.layers_after(shot).cloned().collect() }
+    }
+
+    /// Returns what a layer looks like after `shot`, if it differs from the base model.
+    pub fn layer_after(&self, shot: u32, layer: &LayerId) -> Option<&LayerState> {
+        self.layers_after(shot).find(|state| state.layer == *layer)
+    }
+
+    /// Returns the layers that differ from the base model after `shot`: as a correction left them, or else as updated.
+    fn layers_after(&self, shot: u32) -> impl Iterator<Item = &LayerState> {
+        let known = self.shots.get(&shot);
+        let corrected = known.and_then(|known| known.corrected.as_ref());
+        let updated = known.filter(|_| corrected.is_none()).map(|known| known.updated.values());
+        let updated = updated.into_iter().flatten().flat_map(|block| &block.layers);
+        corrected.into_iter().flat_map(|corrected| &corrected.layers).chain(updated)
     }
 }

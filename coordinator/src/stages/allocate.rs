@@ -6,7 +6,7 @@ use super::{check_damping, curve, elements, invalid, load_json, prepared, size_b
 use crate::error::RunError;
 use crate::event::{CutChosen, Event, History};
 use crate::run::Run;
-use planning::shape::{Choice, Offer, choose as choose_shape};
+use planning::shape::{Offer, choose as choose_shape};
 use planning::threshold::{self, Cut, LayerPath, Ranking, Stretch};
 use planning::{PlanningError, schedule};
 use proto::v1;
@@ -46,34 +46,39 @@ async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> {
     let to_free = before.saturating_sub(limit);
     let written = run.history(|h| h.is_last(shot)) || waypoint(run, shot)?.is_some();
     let layers = layer_paths(run, (shot, written), &paths)?;
-    let (cut, other, choice) =
+    let Shaped { cut, shape, other, choice } =
         shaped(run, &layers, before, to_free).map_err(|source| RunError::Cut { shot, source })?;
     let order = threshold::removal_order(&layers, ranking(run)).map_err(|source| RunError::Cut { shot, source })?;
     if run.spec().keep_paths {
         put_removal_order(run, shot, &paths, (&order, before)).await?;
     }
-    let shape = choice.as_ref().map_or_else(|| run.history(History::shape), |choice| choice.shape);
     let curve = Some(curve::curve(run, (shot, shape), (&paths, &layers, &order), before)?);
     Ok(CutChosen { shape: choice, predicted_other_shape: other, curve, ..chosen(run, shot, &paths, &cut)? })
 }
 
-/// Returns the cut in the run's shape, what the other one would cost, and, where the shape is yet to be chosen, the choice.
-fn shaped(
-    run: &Run,
-    layers: &[LayerPath<'_>],
-    before: u64,
-    to_free: u64,
-) -> Result<(Cut, Option<f64>, Option<ShapeChoice>), PlanningError> {
+/// A cut in the run's shape.
+struct Shaped {
+    cut: Cut,
+    shape: Shape,
+    /// What the other shape would cost.
+    other: Option<f64>,
+    /// Why this shape, where it was yet to be chosen.
+    choice: Option<ShapeChoice>,
+}
+
+/// Returns the cut in the run's shape, which is chosen now if that is still open.
+fn shaped(run: &Run, layers: &[LayerPath<'_>], before: u64, to_free: u64) -> Result<Shaped, PlanningError> {
     let asked = run.history(History::shape);
     if run.spec().structure != Structure::Coupled {
-        return Ok((solve(run, asked, layers, to_free)?, None, None));
+        let cut = solve(run, asked, layers, to_free)?;
+        return Ok(Shaped { cut, shape: asked, other: None, choice: None });
     }
     let (uniform, own) = (solve(run, Shape::Uniform, layers, to_free), solve(run, Shape::PerLayer, layers, to_free));
     let choice = (asked == Shape::Auto).then(|| choice(run, before, &uniform, own.as_ref().ok())).flatten();
-    let uniform_it_is = choice.as_ref().map_or(asked, |choice| choice.shape).is_uniform();
+    let shape = choice.as_ref().map_or(asked, |choice| choice.shape);
     // The other is only for the report: it need not be possible (unequal widths, too coarse a quantum).
-    let (cut, other) = if uniform_it_is { (uniform?, own) } else { (own?, uniform) };
-    Ok((cut, other.ok().map(|cut| cut.predicted), choice))
+    let (cut, other) = if shape.is_uniform() { (uniform?, own) } else { (own?, uniform) };
+    Ok(Shaped { cut, shape, other: other.ok().map(|cut| cut.predicted), choice })
 }
 
 /// Returns what a shape of `auto` comes to; `None` where no widths reach the size, which is an error of its own.
@@ -81,8 +86,7 @@ fn choice(run: &Run, before: u64, uniform: &Result<Cut, PlanningError>, own: Opt
     let offer = |cut: &Cut| Offer { predicted: cut.predicted, left: before.saturating_sub(cut.freed) };
     let refused = run.history(|h| h.prepared.as_ref().map(|p| p.model.own_widths_refused.clone())).unwrap_or_default();
     let obstacle = Some(refused.as_str()).filter(|reason| !reason.is_empty());
-    let Choice { shape, reason } = choose_shape(uniform.as_ref().ok().map(offer), offer(own?), obstacle);
-    Some(ShapeChoice { shape, reason })
+    Some(choose_shape(uniform.as_ref().ok().map(offer), offer(own?), obstacle))
 }
 
 /// Decides and records how far an adaptive shot goes: to its goal if that is within the bound, otherwise as far as the bound.

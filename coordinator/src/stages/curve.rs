@@ -6,7 +6,7 @@ use crate::event::{CostCurve, LayerCurve};
 use crate::run::Run;
 use planning::curve::{per_layer_curve, thinned, uniform_curve};
 use planning::threshold::{LayerPath, Stretch};
-use types::{ModelDescription, RemovalPath, Shape};
+use types::{LayerState, ModelDescription, RemovalPath, Shape};
 
 /// Points of the whole model's curve.
 const MODEL_POINTS: usize = 200;
@@ -36,13 +36,12 @@ pub(super) fn curve(
 
 /// Returns how many units a layer had in the original model and has before the shot.
 fn units(run: &Run, shot: u32, model: &ModelDescription, (path, layer): (&RemovalPath, &LayerPath<'_>)) -> (u64, u64) {
-    if let Some(group) = model.groups().find(|g| g.layer == path.layer) {
-        return (u64::from(group.units) * u64::from(group.together), u64::from(layer.units_left));
+    let all = model.units_of(&path.layer).unwrap_or(0);
+    if model.groups().any(|g| g.layer == path.layer) {
+        return (all, u64::from(layer.units_left));
     }
-    let described = model.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == path.layer);
-    let all = described.map_or(0, |l| l.rows + l.columns);
-    let state = run.history(|h| h.checkpoint_after(shot - 1).layer(&path.layer).cloned());
-    (all, state.map_or(all, |s| (s.kept.len() + s.kept_rows.len()) as u64))
+    let kept = |state: &LayerState| (state.kept.len() + state.kept_rows.len()) as u64;
+    (all, run.history(|h| h.layer_after(shot - 1, &path.layer).map_or(all, kept)))
 }
 
 fn layer_points(layer: &LayerPath<'_>, all: u64, left: u64) -> Vec<(f64, f64)> {

@@ -73,7 +73,7 @@ impl Compared {
             model_digest: report.model_digest.clone(),
             family: report.family.clone(),
             method: method(spec),
-            structure: spec.pattern.map_or_else(|| spec.structure.to_string(), |pattern| pattern.to_string()),
+            structure: spec.structure_name(),
             shape: report.shape_choice.as_ref().map_or(spec.shape, |choice| choice.shape),
             before: report.before,
             after: report.after,

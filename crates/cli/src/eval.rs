@@ -16,8 +16,8 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
-use tch::{Device, Kind};
-use types::{Dtype, Evaluation, Sizes, format_bytes};
+use tch::Device;
+use types::{Evaluation, Sizes, format_bytes};
 
 /// Tokens in one forward pass.
 const BATCH_TOKENS: u64 = 2048;
@@ -69,7 +69,7 @@ fn measure(
 ) -> Result<Measured, CliError> {
     let peak_was_reset = reset_peak_memory();
     let segments = segments(args, folder, seq_len)?;
-    let decoder = Decoder::load(folder, &Overlay::default(), kind(args.dtype), place)?;
+    let decoder = Decoder::load(folder, &Overlay::default(), device::kind(args.dtype), place)?;
     let bar = display.bar();
     let name = folder.path().display().to_string();
     let mut progress = |done: u64, total: u64| {
@@ -116,15 +116,6 @@ fn segments(args: &EvalArgs, folder: &ModelFolder, seq_len: u64) -> Result<Segme
     let options = DataOptions { paths: args.data.clone(), text_column: args.text_column.clone() };
     let documents = tokens::read_documents(&options, &tokenizer)?;
     Ok(tokens::segments(&documents, &tokenizer, seq_len, args.samples)?)
-}
-
-/// Returns the number format as libtorch calls it.
-pub(crate) fn kind(dtype: Dtype) -> Kind {
-    match dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::F16 => Kind::Half,
-    }
 }
 
 fn last_part(path: &Path) -> String {

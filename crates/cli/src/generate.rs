@@ -2,7 +2,6 @@
 
 use crate::args::GenerateArgs;
 use crate::error::CliError;
-use crate::eval::kind;
 use crate::output::{print, print_json, print_line};
 use crate::progress::Display;
 use model::generate::{End, greedy};
@@ -51,7 +50,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     check_length(args, &folder, prompt.len() as u64)?;
     args.machine.threads.into_iter().for_each(device::set_threads);
     let place = args.machine.device.open()?;
-    let decoder = Decoder::load(&folder, &Overlay::default(), kind(args.dtype), place)?;
+    let decoder = Decoder::load(&folder, &Overlay::default(), device::kind(args.dtype), place)?;
 
     let streams = !args.json && io::stdout().is_terminal();
     let show = if streams { Show::AsItComes } else { Show::AtTheEnd };

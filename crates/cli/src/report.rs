@@ -24,12 +24,11 @@ use crate::summary::Timeline;
 use coordinator::event::{History, Prepared};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
+use model::export::PAGE;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use types::RunSpec;
 
-/// Name of the page in a folder.
-const FILE: &str = "report.html";
 /// What all pages look like.
 const STYLE: &str = include_str!("report/page.css");
 /// How all pages show pictures and tables.
@@ -78,7 +77,7 @@ pub(crate) fn put_all(journal: &Journal, state: &str) -> Result<(), CliError> {
         let folder = Path::new(&written.output);
         // A folder that somebody has moved away is nobody's loss.
         if folder.is_dir() {
-            let path = folder.join(FILE);
+            let path = folder.join(PAGE);
             put(&path, &html).map_err(|source| CliError::PageUnwritten { path, source })?;
         }
     }
@@ -117,9 +116,9 @@ fn up_to(history: &History, shot: u32) -> History {
 
 fn usual_place(journal: &Journal) -> Result<PathBuf, CliError> {
     let written = journal.history.written().map(|written| PathBuf::from(&written.output));
-    written.filter(|folder| folder.is_dir()).map(|folder| folder.join(FILE)).ok_or_else(|| {
+    written.filter(|folder| folder.is_dir()).map(|folder| folder.join(PAGE)).ok_or_else(|| {
         CliError::Usage(format!(
-            "run {} has no output folder to write {FILE} into; name a file with --out",
+            "run {} has no output folder to write {PAGE} into; name a file with --out",
             journal.run
         ))
     })

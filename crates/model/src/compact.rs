@@ -78,12 +78,18 @@ pub(crate) enum Recipe<'a> {
 }
 
 /// One block of the compact model.
-#[derive(Debug)]
-pub(crate) struct CompactBlock {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
     /// Its number in the base model.
     pub(crate) base: u32,
     /// How wide it is written.
     pub(crate) widths: BlockWidths,
+}
+
+/// What goes into it.
+#[derive(Debug)]
+struct CompactBlock {
+    place: Place,
     q: Selection,
     kv: Selection,
     channels: Selection,
@@ -99,18 +105,12 @@ pub(crate) struct Compaction<'a> {
     padded: bool,
 }
 
-impl CompactBlock {
-    /// Returns every block of a model as it is.
-    pub(crate) fn all_of(config: &ModelConfig) -> Vec<Self> {
-        let whole = |length| Selection { from: (0..length).collect(), to: (0..length).collect(), length };
-        let block = |base| {
-            let widths = config.widths(base);
-            let [q, kv] = [widths.heads, widths.kv_heads].map(|heads| whole(heads * config.head_dim));
-            Self { base, widths, q, kv, channels: whole(widths.ffn) }
-        };
-        (0..config.blocks).map(block).collect()
-    }
+/// Returns whether blocks are of different widths.
+pub(crate) fn differ(places: &[Place]) -> bool {
+    places.windows(2).any(|pair| pair[0].widths != pair[1].widths)
+}
 
+impl CompactBlock {
     fn is_padded(&self) -> bool {
         [&self.q, &self.kv, &self.channels].iter().any(|selection| selection.from.len() as i64 != selection.length)
     }
@@ -156,16 +156,16 @@ impl<'a> Compaction<'a> {
         Ok(compaction)
     }
 
-    /// Returns the blocks of the compact model; `None` if its tensors keep their shapes.
-    pub(crate) fn blocks(&self) -> Option<&[CompactBlock]> {
-        self.blocks.as_deref()
+    /// Returns whether all tensors keep their shapes, and what went is zero.
+    pub(crate) fn keeps_shapes(&self) -> bool {
+        self.blocks.is_none()
     }
 
-    /// Returns whether blocks are of different widths: those of the base model, where tensors keep their shapes.
-    pub(crate) fn differ(&self, config: &ModelConfig) -> bool {
+    /// Returns the blocks of the compact model: those of `config`, the base model's, where tensors keep their shapes.
+    pub(crate) fn places(&self, config: &ModelConfig) -> Vec<Place> {
         match &self.blocks {
-            Some(blocks) => blocks.windows(2).any(|pair| pair[0].widths != pair[1].widths),
-            None => !config.own_widths.is_empty(),
+            Some(blocks) => blocks.iter().map(|block| block.place).collect(),
+            None => (0..config.blocks).map(|base| Place { base, widths: config.widths(base) }).collect(),
         }
     }
 
@@ -178,7 +178,7 @@ impl<'a> Compaction<'a> {
     pub(crate) fn name(&self, base: &str) -> Option<String> {
         let number = self.blocks.as_ref().and_then(|_| self.names.block_of(base));
         let Some((number, part)) = number else { return Some(base.to_owned()) };
-        let place = self.blocks.iter().flatten().position(|block| block.base == number)?;
+        let place = self.blocks.iter().flatten().position(|block| block.place.base == number)?;
         Some(format!("{}{place}.{part}", self.names.blocks()))
     }
 
@@ -192,7 +192,7 @@ impl<'a> Compaction<'a> {
             );
         }
         for block in self.blocks.iter().flatten() {
-            let layers = &self.layers[block.base as usize];
+            let layers = &self.layers[block.place.base as usize];
             let mut rows = |layer: &LayerId, selection| {
                 let new = self.overlay.layers.get(layer);
                 let parts =
@@ -271,8 +271,7 @@ impl Kept {
         });
         let channels: Vec<_> = self.channels.iter().copied().zip(0..).collect();
         CompactBlock {
-            base: self.block,
-            widths,
+            place: Place { base: self.block, widths },
             q: Selection::units(&q.collect::<Vec<_>>(), head_dim, widths.heads),
             kv: Selection::units(&kv, head_dim, widths.kv_heads),
             channels: Selection::units(&channels, 1, widths.ffn),

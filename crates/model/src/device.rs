@@ -11,7 +11,8 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Kind};
+use types::Dtype;
 
 /// The libtorch version that tch is compiled against; any patch level of it will do.
 pub const LIBTORCH_VERSION: (u8, u8) = (2, 11);
@@ -52,6 +53,15 @@ impl fmt::Display for DeviceChoice {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
         }
+    }
+}
+
+/// Returns libtorch's name of a dtype.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::F16 => Kind::Half,
     }
 }
 

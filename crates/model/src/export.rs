@@ -14,15 +14,15 @@ pub use crate::compact::Breadth;
 pub use staging::folder_digest;
 pub use writable::{check_writable, refusal};
 
-use crate::compact::Compaction;
+use crate::compact::{Compaction, differ};
 use crate::{Decoder, ModelError, ModelFolder, Overlay};
 use staging::Staging;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-use types::{Format, GgufType, Pattern};
+use types::{Format, GgufType, Pattern, RunReport};
 
-/// The report of the run, beside the weights.
-const REPORT: &str = "pruning_report.json";
+/// The report for people: written after the folder has its name, and with times in it. No part of what a run gives.
+pub const PAGE: &str = "report.html";
 
 /// How to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,8 @@ pub fn write(
     let _guard = tch::no_grad_guard();
     refuse_foreign(output, report_json)?;
     let compaction = Compaction::new(folder, overlay, options.breadth)?;
-    if let Some(reason) = refusal(folder.config(), options.format, compaction.differ(folder.config())) {
+    let places = compaction.places(folder.config());
+    if let Some(reason) = refusal(folder.config(), options.format, differ(&places)) {
         return Err(ModelError::Unsupported { path: output.to_owned(), reason });
     }
     let expected = {
@@ -91,16 +92,15 @@ pub fn write(
         Expected { check_ids, logits_tv: logits(&in_memory, check_ids)?, output }
     };
     let staging = Staging::begin(output)?;
-    staging.write(REPORT, report_json.as_bytes())?;
-    staging.write("README.md", card::text(folder, &compaction, options.format).as_bytes())?;
+    staging.write(RunReport::FILE, report_json.as_bytes())?;
+    staging.write("README.md", card::text(folder, &places, options.format).as_bytes())?;
     let mut logit_difference: f64 = 0.0;
     let mut check = |written: &Decoder, tolerance| {
         logit_difference = logit_difference.max(expected.compare(written, tolerance)?);
-        match compaction.blocks() {
-            Some(_) => Ok(()),
-            // Tensors keep their shapes, and what went is zero.
-            None => staging.write(masks::FILE, masks::report(folder, written, options.pattern)?.as_bytes()),
+        if compaction.keeps_shapes() {
+            staging.write(masks::FILE, masks::report(folder, written, options.pattern)?.as_bytes())?;
         }
+        Ok::<_, ModelError>(())
     };
     if options.format.has_gguf() {
         let kind = gguf::fill(folder, &compaction, options.gguf_type, &staging)?;
@@ -120,7 +120,7 @@ pub fn write(
 /// Refuses an output that cannot be the result of the same run, before anything expensive is done.
 fn refuse_foreign(output: &Path, report_json: &str) -> Result<(), ModelError> {
     let exists = output.symlink_metadata().is_ok();
-    let repeated = || std::fs::read(output.join(REPORT)).is_ok_and(|bytes| bytes == report_json.as_bytes());
+    let repeated = || std::fs::read(output.join(RunReport::FILE)).is_ok_and(|bytes| bytes == report_json.as_bytes());
     if exists && !repeated() {
         return Err(ModelError::OutputExists { path: output.to_owned() });
     }

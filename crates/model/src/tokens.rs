@@ -4,9 +4,9 @@
 //! This module downloads nothing, cleans nothing and knows no model weights.
 
 mod bpe;
-mod chat;
+pub(crate) mod chat;
 mod files;
-mod json;
+pub(crate) mod json;
 mod pack;
 mod read;
 mod stream;

@@ -21,9 +21,8 @@ use types::{
 /// Returns what a model offers to a run.
 ///
 /// # Errors
-/// As [`describe`]; [`ModelError::Unsupported`] if its result could not be written for the runtimes it asks for.
+/// As [`describe`].
 pub fn describe_for(folder: &ModelFolder, spec: &RunSpec) -> Result<ModelDescription, ModelError> {
-    export::check_writable(folder, spec)?;
     let mut description = describe(folder, spec.structure, spec.attention_unit)?;
     for group in description.blocks.iter_mut().flat_map(|b| &mut b.groups).filter(|_| spec.sub_blocks) {
         group.min_keep = 0;

@@ -3,7 +3,7 @@
 //! Equal widths load in every runtime and run faster for their size; widths of their own cost less of the loss. Nothing but
 //! the two predictions and the sizes at which they end is known when this is decided, at the first shot.
 
-use types::Shape;
+use types::{Shape, ShapeChoice};
 
 /// How many times the rise of the loss with widths of their own equal widths may cost.
 ///
@@ -20,19 +20,10 @@ pub struct Offer {
     pub left: u64,
 }
 
-/// The shape, and why.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
-    /// Uniform or per-layer.
-    pub shape: Shape,
-    /// For the report.
-    pub reason: String,
-}
-
 /// Returns the shape to take. `uniform`: `None` where no equal widths reach the size. `obstacle`: why widths of their own
 /// cannot be written for the runtimes asked for, if so.
-pub fn choose(uniform: Option<Offer>, own: Offer, obstacle: Option<&str>) -> Choice {
-    let taken = |shape, reason| Choice { shape, reason };
+pub fn choose(uniform: Option<Offer>, own: Offer, obstacle: Option<&str>) -> ShapeChoice {
+    let taken = |shape, reason| ShapeChoice { shape, reason };
     let Some(uniform) = uniform else {
         // With an obstacle nothing is left to take: the cut with equal widths will say why it cannot be.
         let shape = if obstacle.is_some() { Shape::Uniform } else { Shape::PerLayer };

@@ -31,6 +31,14 @@ impl ModelDescription {
         self.blocks.iter().flat_map(|b| &b.groups)
     }
 
+    /// Returns how many units a layer has: those of its group, or, where there are no groups, its rows and columns. `None` for
+    /// a layer that the model does not have.
+    pub fn units_of(&self, layer: &LayerId) -> Option<u64> {
+        let group = self.groups().find(|group| group.layer == *layer);
+        let described = || self.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == *layer);
+        group.map(|g| u64::from(g.units) * u64::from(g.together)).or_else(|| described().map(|l| l.rows + l.columns))
+    }
+
     /// Returns the size of the smallest model that can be left when FFN widths are multiples of `multiple_of`.
     pub fn smallest(&self, multiple_of: u32) -> Sizes {
         self.groups().fold(self.dense, |left, group| {

@@ -143,6 +143,13 @@ pub struct RunReport {
     pub warnings: Vec<String>,
 }
 
+impl RunReport {
+    /// Name of the file in an output folder.
+    pub const FILE: &str = "pruning_report.json";
+    /// Version of its form that this program writes and reads.
+    pub const FORMAT: u32 = 1;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

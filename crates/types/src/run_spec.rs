@@ -188,6 +188,11 @@ impl RunSpec {
         kept.keep_paths && ends(self) == ends(kept)
     }
 
+    /// Returns what is removed, as people write it: the pattern itself for n:m.
+    pub fn structure_name(&self) -> String {
+        self.pattern.map_or_else(|| self.structure.to_string(), |pattern| pattern.to_string())
+    }
+
     /// Returns how often a shot's samples are swept again after the plain means: the half-steps of all terms.
     pub fn passes(&self) -> u32 {
         self.kronecker_rank.saturating_mul(self.half_steps)

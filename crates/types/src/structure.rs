@@ -130,6 +130,12 @@ impl Shape {
     pub fn is_uniform(self) -> bool {
         self == Self::Uniform
     }
+
+    /// Returns the shape that cuts of this one are set against: uniform against widths of their own.
+    #[must_use]
+    pub fn other(self) -> Self {
+        if self.is_uniform() { Self::PerLayer } else { Self::Uniform }
+    }
 }
 
 choices! {

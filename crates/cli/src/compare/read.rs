@@ -6,11 +6,6 @@ use std::fs;
 use std::path::Path;
 use types::RunReport;
 
-/// Name of the report in a folder.
-const FILE: &str = "pruning_report.json";
-/// The form of reports that this program reads.
-const FORMAT: u32 = 1;
-
 /// What is looked at first: a later form may lack all else.
 #[derive(Deserialize)]
 struct Head {
@@ -19,16 +14,16 @@ struct Head {
 
 /// Returns a folder's report.
 pub(super) fn report(folder: &Path) -> Result<RunReport, CliError> {
-    let path = folder.join(FILE);
+    let path = folder.join(RunReport::FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(source) => return Err(CliError::ReportMissing { path, source }),
     };
     let form = |problem: String| CliError::ReportForm { path: path.clone(), problem };
     let head: Head = serde_json::from_str(&text).map_err(|e| form(format!("this is no report of a pruning: {e}")))?;
-    if head.format != FORMAT {
-        let found = head.format;
-        return Err(form(format!("it has format {found}, this program reads {FORMAT}; use the version that wrote it")));
+    let (found, read) = (head.format, RunReport::FORMAT);
+    if found != read {
+        return Err(form(format!("it has format {found}, this program reads {read}; use the version that wrote it")));
     }
     serde_json::from_str(&text)
         .map_err(|e| form(format!("another version of the program wrote it, or it is damaged: {e}")))

@@ -28,13 +28,29 @@ pub(super) fn inputs(spec: &RunSpec, folder: &ModelFolder) -> Result<(), CliErro
     faults.extend(Tokenizer::open(folder.path()).err().map(CliError::from));
     let tokens = i64::try_from(spec.seq_len).unwrap_or(i64::MAX);
     faults.extend(folder.config().check_length(tokens).err().map(|e| CliError::Usage(format!("--seq-len: {e}"))));
-    let writable = export::check_writable(folder, spec);
-    if spec.structure == Structure::Coupled && writable.is_ok() {
+    faults.extend(export::check_writable(folder, spec).err().map(CliError::from));
+    if spec.structure == Structure::Coupled {
         let model = units::describe_for(folder, spec)?;
         faults.extend(check_target(&model, spec.target, spec.multiple_of).err());
     }
-    faults.extend(writable.err().map(CliError::from));
     CliError::from_all(faults)
+}
+
+/// Makes sure that a folder is one that runs keep their state in.
+pub(crate) fn state_folder(state: &Path) -> Result<(), CliError> {
+    if state.join("runs").is_dir() {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!("'{}' is no state folder: it holds no runs", state.display())))
+}
+
+/// Returns the fault of a state folder without the run that was named, or, if none was, without any: `otherwise`.
+pub(crate) fn no_run(state: &Path, named: Option<&str>, otherwise: &str) -> CliError {
+    let folder = state.display();
+    CliError::Usage(match named {
+        Some(name) => format!("'{folder}' has no run {name}"),
+        None => format!("'{folder}' {otherwise}"),
+    })
 }
 
 /// Makes sure that the output can be created beside its final name, and returns its parent.

@@ -19,7 +19,7 @@ const FLAGS: [Flag; 26] = [
     ("--text-column", |s| s.text_column.clone()),
     ("--samples", |s| s.samples.to_string()),
     ("--eval-samples", |s| s.eval_samples.to_string()),
-    ("--structure", |s| s.pattern.map_or_else(|| s.structure.to_string(), |pattern| pattern.to_string())),
+    ("--structure", RunSpec::structure_name),
     ("--heads", |s| s.attention_unit.to_string()),
     ("--multiple-of", |s| s.multiple_of.to_string()),
     ("--scoring", |s| s.scoring.to_string()),

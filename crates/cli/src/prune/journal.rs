@@ -1,5 +1,6 @@
 //! All that is known of a run, read from its state folder. Starts a coordinator, which only reads, and no workers.
 
+use super::check::{self, no_run};
 use super::follow::{self, Finished};
 use super::{DRAIN, newest_run};
 use crate::error::CliError;
@@ -32,9 +33,7 @@ impl Journal {
 
 /// Returns what is known of a run in a state folder: of the one named, otherwise of the newest.
 pub(crate) fn journal_of(state: &Path, run: Option<&str>) -> Result<Journal, CliError> {
-    if !state.join("runs").is_dir() {
-        return Err(CliError::Usage(format!("'{}' is no state folder: it holds no runs", state.display())));
-    }
+    check::state_folder(state)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -49,13 +48,7 @@ pub(crate) fn journal_of(state: &Path, run: Option<&str>) -> Result<Journal, Cli
 
 async fn read(client: &Client, state: &Path, run: Option<&str>) -> Result<Journal, CliError> {
     let wanted = |found: &v1::Run| run.is_none_or(|name| follow::run_id(&found.name) == name);
-    let found = newest_run(client, wanted).await?.ok_or_else(|| {
-        let folder = state.display();
-        CliError::Usage(match run {
-            Some(name) => format!("'{folder}' has no run {name}"),
-            None => format!("'{folder}' has no run that can be read"),
-        })
-    })?;
+    let found = newest_run(client, wanted).await?.ok_or_else(|| no_run(state, run, "has no run that can be read"))?;
     let followed = records(client, &found.name).await?;
     let report = follow::report(client, &found.name).await?;
     Ok(Journal::new(follow::run_id(&found.name), followed, report))

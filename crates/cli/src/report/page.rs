@@ -11,7 +11,7 @@ use crate::summary::{lm_eval, peak_memory, protocol, speed};
 use crate::text::{duration, grouped, nats, percent, plural, short_count};
 use coordinator::event::Ending;
 use serde::Serialize;
-use types::{Curvature, RunSpec, Shape, Structure, Target, Update, format_bytes};
+use types::{Curvature, RunSpec, Structure, Target, Update, format_bytes};
 
 const TEMPLATE: &str = include_str!("report.html");
 
@@ -138,7 +138,7 @@ fn title(source: &Source<'_>) -> String {
 
 fn subtitle(source: &Source<'_>) -> String {
     let spec = source.spec;
-    let structure = spec.pattern.map_or_else(|| spec.structure.to_string(), |pattern| pattern.to_string());
+    let structure = spec.structure_name();
     let shape = if spec.structure == Structure::Coupled {
         format!(", {} widths", source.history.shape())
     } else {
@@ -246,7 +246,7 @@ fn curve_notes(source: &Source<'_>, without_curves: bool) -> Vec<String> {
     let others: Option<Vec<f64>> = cuts().map(|c| c.predicted_other_shape).collect();
     if let Some(all) = others.filter(|all| !all.is_empty()) {
         let shape = history.shape();
-        let other = if shape.is_uniform() { Shape::PerLayer } else { Shape::Uniform };
+        let other = shape.other();
         let own: f64 = history.shots.values().filter_map(|s| s.committed.as_ref()).map(|c| c.predicted).sum();
         notes.push(format!(
             "Predicted rise in all: {} with {} widths, {} if each shot had taken {other} ones.",

@@ -3,7 +3,7 @@
 use super::Summary;
 use crate::text::{Align, Table, duration, grouped, percent, plural, short_count, short_digest};
 use std::fmt::Write as _;
-use types::{Evaluation, Shape, format_bytes};
+use types::{Evaluation, format_bytes};
 
 /// Layers that are named before the rest is only counted.
 const NAMED_LAYERS: usize = 5;
@@ -110,8 +110,7 @@ impl Summary {
         let mut predicted =
             format!("Predicted rise of the loss: {:.4} nats per token with {} widths", self.predicted, self.shape);
         if let Some(other) = self.predicted_other_shape {
-            let shape = if self.shape.is_uniform() { Shape::PerLayer } else { Shape::Uniform };
-            let _ = write!(predicted, ", {other:.4} if each shot had taken {shape} ones");
+            let _ = write!(predicted, ", {other:.4} if each shot had taken {} ones", self.shape.other());
         }
         lines.push(predicted + ".");
         lines.extend(self.shape_reason.as_ref().map(|reason| format!("Shape {}: {reason}.", self.shape)));

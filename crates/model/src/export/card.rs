@@ -2,7 +2,7 @@
 
 use super::gguf;
 use crate::ModelFolder;
-use crate::compact::Compaction;
+use crate::compact::{Place, differ};
 use std::path::Path;
 use types::Format;
 
@@ -11,7 +11,7 @@ const INHERITED: [&str; 4] = ["license:", "license_name:", "license_link:", "lan
 
 /// Returns README.md for the model pruned from `folder`. Does not name the output: its bytes do not depend on where it
 /// is written.
-pub(super) fn text(folder: &ModelFolder, compaction: &Compaction, format: Format) -> String {
+pub(super) fn text(folder: &ModelFolder, places: &[Place], format: Format) -> String {
     let base = base_model(folder.path());
     let inherited = inherited(folder.path());
     format!(
@@ -21,15 +21,15 @@ pub(super) fn text(folder: &ModelFolder, compaction: &Compaction, format: Format
          arXiv 2312.17244). What was removed where, what it cost and how it was measured is in `pruning_report.json`.\n\n\
          ```\n{}```\n\n\
          The licence of the base model applies.\n",
-        use_of_it(folder, compaction, format)
+        use_of_it(places, format)
     )
 }
 
 /// Returns lines that load the model in this folder.
-fn use_of_it(folder: &ModelFolder, compaction: &Compaction, format: Format) -> String {
+fn use_of_it(places: &[Place], format: Format) -> String {
     let mut lines = Vec::new();
     if format.has_hf() {
-        let trust = if compaction.differ(folder.config()) { ", trust_remote_code=True" } else { "" };
+        let trust = if differ(places) { ", trust_remote_code=True" } else { "" };
         lines.push("from transformers import AutoModelForCausalLM, AutoTokenizer".to_owned());
         lines.push(format!("model = AutoModelForCausalLM.from_pretrained(\".\"{trust})"));
         lines.push("tokenizer = AutoTokenizer.from_pretrained(\".\")".to_owned());

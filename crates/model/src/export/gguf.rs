@@ -11,7 +11,7 @@ mod tokenizer;
 
 use super::staging::Staging;
 use super::{Tolerance, huggingface};
-use crate::compact::{CompactBlock, Compaction};
+use crate::compact::Compaction;
 use crate::{Decoder, ModelConfig, ModelError, ModelFolder};
 use architecture::Architecture;
 use container::{Encoding, Entry};
@@ -37,13 +37,12 @@ pub(super) fn fill(
 ) -> Result<GgufType, ModelError> {
     let config = folder.config();
     let gguf_type = resolve(gguf_type, folder);
-    let whole = CompactBlock::all_of(config);
-    let blocks = compaction.blocks().unwrap_or(&whole);
-    let architecture = Architecture::of(config, blocks);
-    let mut keys = architecture.keys(config, blocks);
+    let blocks = compaction.places(config);
+    let architecture = Architecture::of(config, &blocks);
+    let mut keys = architecture.keys(config, &blocks);
     keys.extend(architecture::general(folder, gguf_type));
     keys.extend(tokenizer::keys(folder)?);
-    let mut tensors = tensors::all(folder, compaction, blocks, architecture)?;
+    let mut tensors = tensors::all(folder, compaction, &blocks, architecture)?;
     tensors.extend(tensors::rotary(config)?);
     let entries: Vec<Entry> = tensors.iter().map(|tensor| tensor.entry(gguf_type)).collect();
     staging.stream(FILE, |out| {

@@ -1,5 +1,6 @@
 //! The folder beside the final one: filled, synced and renamed, or removed.
 
+use super::PAGE;
 use crate::ModelError;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -87,17 +88,14 @@ impl Drop for Staging {
     }
 }
 
-/// The report for people: written after the folder has its name, and with times in it. No part of what a run gives.
-const REPORT_PAGE: &str = "report.html";
-
 /// Returns the BLAKE3 digest, in hex, over names and contents of the files in `folder`, by name, and their bytes; all but
-/// `report.html`.
+/// [`PAGE`].
 pub fn folder_digest(folder: &Path) -> Result<(String, u64), ModelError> {
     let entries = fs::read_dir(folder).map_err(ModelError::io("read", folder))?;
     let mut files = entries
         .map(|entry| Ok(entry.map_err(ModelError::io("read", folder))?.path()))
         .collect::<Result<Vec<_>, ModelError>>()?;
-    files.retain(|path| path.file_name().is_none_or(|name| name != REPORT_PAGE));
+    files.retain(|path| path.file_name().is_none_or(|name| name != PAGE));
     files.sort();
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
     for path in files {

@@ -40,11 +40,7 @@ impl ChatTemplate {
     /// Returns the template of a model folder, from `chat_template.jinja` or else `tokenizer_config.json`.
     pub(super) fn open(folder: &Path) -> Result<Option<Self>, ModelError> {
         let config = json_file(&folder.join("tokenizer_config.json"))?;
-        let source = match text_file(&folder.join("chat_template.jinja"))? {
-            Some(source) => Some(source),
-            None => source_in(&config),
-        };
-        let Some(source) = source else { return Ok(None) };
+        let Some(source) = source(folder, &config)? else { return Ok(None) };
         let more = json_file(&folder.join("special_tokens_map.json"))?;
         let special_tokens = SPECIAL_TOKENS
             .iter()
@@ -81,6 +77,11 @@ fn compile(source: String) -> Result<Environment<'static>, String> {
     environment.add_filter("tojson", to_json);
     environment.add_template_owned(NAME, source).map_err(|e| says(&e))?;
     Ok(environment)
+}
+
+/// Returns the template of a model folder: a file of its own, or what is in its `tokenizer_config.json`, here `config`.
+pub(crate) fn source(folder: &Path, config: &Value) -> Result<Option<String>, ModelError> {
+    Ok(text_file(&folder.join("chat_template.jinja"))?.or_else(|| source_in(config)))
 }
 
 /// Returns the template in a `tokenizer_config.json`: one text, or the one called `default` of a list.

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 /// Returns the text of a file, or `None` if there is none.
-pub(super) fn text_file(path: &Path) -> Result<Option<String>, ModelError> {
+pub(crate) fn text_file(path: &Path) -> Result<Option<String>, ModelError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -16,13 +16,13 @@ pub(super) fn text_file(path: &Path) -> Result<Option<String>, ModelError> {
 }
 
 /// Returns the content of a file, or null if there is none.
-pub(super) fn json_file(path: &Path) -> Result<Value, ModelError> {
+pub(crate) fn json_file(path: &Path) -> Result<Value, ModelError> {
     let Some(text) = text_file(path)? else { return Ok(Value::Null) };
     serde_json::from_str(&text)
         .map_err(|e| ModelError::Tokenizer { path: path.to_owned(), reason: format!("not valid JSON: {e}") })
 }
 
 /// Returns a special token, written as a text or as an object with its `content`.
-pub(super) fn token(value: &Value) -> Option<String> {
+pub(crate) fn token(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
 }

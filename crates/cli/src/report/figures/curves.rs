@@ -71,13 +71,7 @@ pub(crate) fn layer_costs(history: &History, left: &[Left]) -> Vec<LayerCosts> {
 /// Returns the share of the original units that is gone after the cut.
 fn share_at_the_cut(history: &History, cut: &CutChosen, curve: &LayerCurve, layer: &Left) -> Option<f64> {
     let steps = cut.cuts.iter().find(|c| c.layer == curve.layer)?.steps;
-    let model = &history.prepared.as_ref()?.model;
-    let units = if let Some(group) = model.groups().find(|g| g.layer == layer.layer) {
-        u64::from(group.units) * u64::from(group.together)
-    } else {
-        let described = model.blocks.iter().flat_map(|b| &b.layers).find(|l| l.layer == layer.layer)?;
-        described.rows + described.columns
-    };
+    let units = history.prepared.as_ref()?.model.units_of(&layer.layer)?;
     Some(curve.points.first()?.0 + f64::from(steps) / units.max(1) as f64)
 }
 

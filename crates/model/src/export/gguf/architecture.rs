@@ -2,7 +2,7 @@
 
 use super::container::Value;
 use super::tensors;
-use crate::compact::CompactBlock;
+use crate::compact::{Place, differ};
 use crate::{Family, ModelConfig, ModelFolder, RopeScaling};
 use types::GgufType;
 
@@ -19,8 +19,8 @@ pub(super) enum Architecture {
 
 impl Architecture {
     /// Returns the architecture for a model like `config` with `blocks`. Families that have none were refused before.
-    pub(super) fn of(config: &ModelConfig, blocks: &[CompactBlock]) -> Self {
-        if blocks.windows(2).any(|pair| pair[0].widths != pair[1].widths) {
+    pub(super) fn of(config: &ModelConfig, blocks: &[Place]) -> Self {
+        if differ(blocks) {
             return Self::Deci;
         }
         match config.family {
@@ -46,9 +46,9 @@ impl Architecture {
     }
 
     /// Returns the keys that describe the model.
-    pub(super) fn keys(self, config: &ModelConfig, blocks: &[CompactBlock]) -> Vec<(String, Value)> {
+    pub(super) fn keys(self, config: &ModelConfig, blocks: &[Place]) -> Vec<(String, Value)> {
         let whole = |n: i64| Value::U32(n as u32);
-        let each = |width: fn(&CompactBlock) -> i64| match self {
+        let each = |width: fn(&Place) -> i64| match self {
             Self::Deci => Value::I32s(blocks.iter().map(|block| width(block) as i32).collect()),
             _ => whole(blocks.first().map_or(0, width)),
         };

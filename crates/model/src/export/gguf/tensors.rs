@@ -3,7 +3,7 @@
 use super::architecture::Architecture;
 use super::container::{Entry, Value};
 use super::encoding;
-use crate::compact::{CompactBlock, Compaction, Recipe};
+use crate::compact::{Compaction, Place, Recipe};
 use crate::{
     Attention, Block, BlockWidths, Decoder, HeadNorms, Linear, Mlp, ModelConfig, ModelError, ModelFolder, Norm,
 };
@@ -74,14 +74,16 @@ impl Source<'_> {
 pub(super) fn all<'a>(
     folder: &'a ModelFolder,
     compaction: &'a Compaction<'a>,
-    blocks: &[CompactBlock],
+    blocks: &[Place],
     architecture: Architecture,
 ) -> Result<Vec<Source<'a>>, ModelError> {
     let mut recipes = compaction.recipes();
     let mut sources = Vec::new();
     for spec in folder.tensors() {
         let recipe = recipes.remove(&spec.name).unwrap_or(Recipe::Base);
-        let Some((name, block)) = name_of(folder, blocks, &spec.name)? else { continue };
+        let Some(compact) = compaction.name(&spec.name) else { continue };
+        let (name, block) = name_of(folder, &compact)?;
+        let block = block.and_then(|block| blocks.get(block as usize));
         let shape = recipe.shape(&spec.shape).iter().map(|size| *size as u64).collect();
         let heads = block.filter(|_| architecture.adjacent_pairs()).and_then(|block| {
             let BlockWidths { heads, kv_heads, .. } = block.widths;
@@ -94,26 +96,21 @@ pub(super) fn all<'a>(
     Ok(sources)
 }
 
-/// Returns a tensor's name in the file and its block; `None` for a tensor of a block that is left out.
-fn name_of<'b>(
-    folder: &ModelFolder,
-    blocks: &'b [CompactBlock],
-    base: &str,
-) -> Result<Option<(String, Option<&'b CompactBlock>)>, ModelError> {
+/// Returns the name in the file of a tensor of the compact model, and its block.
+fn name_of(folder: &ModelFolder, compact: &str) -> Result<(String, Option<u32>), ModelError> {
     let names = folder.names();
-    let Some((number, part)) = names.block_of(base) else {
+    let Some((block, part)) = names.block_of(compact) else {
         let outside = [
             (names.embedding(), "token_embd.weight"),
             (format!("{}.weight", names.final_norm()), "output_norm.weight"),
             (names.head(), "output.weight"),
         ];
-        let found = outside.into_iter().find(|(name, _)| name == base).map(|(_, name)| (name.to_owned(), None));
-        return found.map(Some).ok_or_else(|| unknown(folder, base));
+        let found = outside.into_iter().find(|(name, _)| name == compact);
+        return found.map(|(_, name)| (name.to_owned(), None)).ok_or_else(|| unknown(folder, compact));
     };
-    let Some(place) = blocks.iter().position(|block| block.base == number) else { return Ok(None) };
-    let (part, kind) = part.rsplit_once('.').ok_or_else(|| unknown(folder, base))?;
-    let (_, name) = PARTS.iter().find(|(known, _)| *known == part).ok_or_else(|| unknown(folder, base))?;
-    Ok(Some((format!("blk.{place}.{name}.{kind}"), Some(&blocks[place]))))
+    let (part, kind) = part.rsplit_once('.').ok_or_else(|| unknown(folder, compact))?;
+    let (_, name) = PARTS.iter().find(|(known, _)| *known == part).ok_or_else(|| unknown(folder, compact))?;
+    Ok((format!("blk.{block}.{name}.{kind}"), Some(block)))
 }
 
 fn unknown(folder: &ModelFolder, tensor: &str) -> ModelError {

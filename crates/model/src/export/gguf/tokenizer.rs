@@ -3,10 +3,10 @@
 //! A tokenizer that llama.cpp would split differently is refused: the model would read other tokens than it was made for.
 
 use super::container::Value;
-use crate::tokens::Tokenizer;
+use crate::tokens::json::{json_file, token};
+use crate::tokens::{Tokenizer, chat};
 use crate::{ModelConfig, ModelError, ModelFolder};
 use serde_json::Value as Json;
-use std::fs;
 use std::path::Path;
 
 /// Kinds of tokens in the file.
@@ -71,7 +71,10 @@ pub(super) fn keys(folder: &ModelFolder) -> Result<Vec<(String, Value)>, ModelEr
     let mut keys: Vec<_> = keys.into_iter().map(|(key, value)| (key_of(key), value)).collect();
     let special = special.into_iter().filter_map(|(name, id)| Some((name, id?)));
     keys.extend(special.map(|(name, id)| (key_of(&format!("{name}_token_id")), Value::U32(id as u32))));
-    keys.extend(source.chat_template().map(|text| ("tokenizer.chat_template".to_owned(), Value::Text(text))));
+    keys.extend(
+        chat::source(folder.path(), &source.config)?
+            .map(|text| ("tokenizer.chat_template".to_owned(), Value::Text(text))),
+    );
     Ok(keys)
 }
 
@@ -96,13 +99,8 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn read(folder: &'a Path) -> Result<Self, ModelError> {
-        let path = folder.join("tokenizer.json");
-        let text = fs::read(&path).map_err(ModelError::io("read", &path))?;
-        let json = serde_json::from_slice(&text)
-            .map_err(|e| ModelError::Tokenizer { path, reason: format!("not valid JSON ({e})") })?;
-        let config = fs::read(folder.join("tokenizer_config.json"));
-        let config = config.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Json::Null);
-        Ok(Self { folder, json, config })
+        let file = |name| json_file(&folder.join(name));
+        Ok(Self { folder, json: file("tokenizer.json")?, config: file("tokenizer_config.json")? })
     }
 
     fn unknown(&self, what: &str) -> ModelError {
@@ -111,6 +109,9 @@ impl<'a> Source<'a> {
     }
 
     fn way(&self) -> Result<Way, ModelError> {
+        if self.json.is_null() {
+            return Err(self.unknown("there is no tokenizer.json"));
+        }
         let model = &self.json["model"];
         if model["type"] != "BPE" {
             return Err(self.unknown(&format!("its type is {}, not BPE", model["type"])));
@@ -208,15 +209,9 @@ impl<'a> Source<'a> {
         merges.map(|one| merge(one).ok_or_else(|| self.unknown(&format!("its merge {one} is no pair")))).collect()
     }
 
-    /// Returns a token that `tokenizer_config.json` names: as text, or as an object with `content`.
+    /// Returns a token that `tokenizer_config.json` names.
     fn special(&self, key: &str) -> Option<String> {
-        let value = &self.config[key];
-        value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-    }
-
-    fn chat_template(&self) -> Option<String> {
-        let file = fs::read_to_string(self.folder.join("chat_template.jinja")).ok();
-        file.or_else(|| self.config["chat_template"].as_str().map(str::to_owned))
+        token(&self.config[key])
     }
 }
 

@@ -1,7 +1,7 @@
 //! The config of the pruned model: the base model's, but for the widths and the number of blocks that changed.
 
 use super::per_block;
-use crate::compact::{CompactBlock, Compaction};
+use crate::compact::{Compaction, Place, differ};
 use crate::config::PER_BLOCK;
 use crate::{BlockWidths, Family, ModelConfig, ModelError, ModelFolder};
 use serde_json::{Map, Value, json};
@@ -20,12 +20,13 @@ pub(super) struct Changed {
 /// Returns the config for the blocks of `compaction`; where all tensors keep their shapes, so does the config.
 pub(super) fn changed(folder: &ModelFolder, compaction: &Compaction) -> Result<Changed, ModelError> {
     let config = folder.config();
-    let Some(blocks) = compaction.blocks() else {
+    if compaction.keeps_shapes() {
         let path = &config.path;
         let text = std::fs::read_to_string(path).map_err(ModelError::io("read", path))?;
         let code = (!config.own_widths.is_empty()).then(|| per_block::code(config.family));
         return Ok(Changed { text, code });
-    };
+    }
+    let blocks = &compaction.places(config);
     let Value::Object(mut raw) = config.raw.clone() else {
         return Err(ModelError::Config { path: config.path.clone(), reason: "not a JSON object".to_owned() });
     };
@@ -42,7 +43,7 @@ pub(super) fn changed(folder: &ModelFolder, compaction: &Compaction) -> Result<C
     if config.family != Family::Opt {
         raw.insert("head_dim".to_owned(), json!(config.head_dim));
     }
-    let equal = blocks.iter().all(|block| block.widths == widest);
+    let equal = !differ(blocks);
     let mut heads = blocks.iter().map(|block| block.widths.heads).chain([widest.heads]);
     let odd_one_out = heads.find(|heads| config.hidden % heads != 0);
     let mut family = config.family;
@@ -61,7 +62,7 @@ pub(super) fn changed(folder: &ModelFolder, compaction: &Compaction) -> Result<C
 }
 
 /// Returns the largest of each width.
-fn widest(blocks: &[CompactBlock]) -> BlockWidths {
+fn widest(blocks: &[Place]) -> BlockWidths {
     let most = |width: fn(&BlockWidths) -> i64| blocks.iter().map(|block| width(&block.widths)).max().unwrap_or(1);
     let (kv_heads, ffn) = (most(|w| w.kv_heads), most(|w| w.ffn));
     // A multiple of the kv heads, as every reader of a config expects.
@@ -69,11 +70,7 @@ fn widest(blocks: &[CompactBlock]) -> BlockWidths {
 }
 
 /// Takes the values of blocks that are left out from whatever has one for each block.
-fn leave_out_blocks(
-    config: &ModelConfig,
-    blocks: &[CompactBlock],
-    raw: &mut Map<String, Value>,
-) -> Result<(), ModelError> {
+fn leave_out_blocks(config: &ModelConfig, blocks: &[Place], raw: &mut Map<String, Value>) -> Result<(), ModelError> {
     if blocks.len() == config.blocks as usize {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 //! Stock classes give every block the config's one width. The code is a class of the same family that gives each its own;
 //! it comes with the folder and is run with `trust_remote_code=True`.
 
-use crate::compact::CompactBlock;
+use crate::compact::Place;
 use crate::config::PER_BLOCK;
 use crate::{BlockWidths, Family};
 use serde_json::{Map, Value, json};
@@ -24,7 +24,7 @@ pub(super) fn code(family: Family) -> String {
 }
 
 /// Says in `raw` how wide each block is that differs from the `widest`, and where the code is.
-pub(super) fn insert(family: Family, blocks: &[CompactBlock], widest: BlockWidths, raw: &mut Map<String, Value>) {
+pub(super) fn insert(family: Family, blocks: &[Place], widest: BlockWidths, raw: &mut Map<String, Value>) {
     let digits = blocks.len().saturating_sub(1).to_string().len();
     let mut own = Map::new();
     for (number, block) in blocks.iter().enumerate() {
