@@ -5,6 +5,7 @@ use model::ModelError;
 use proto::InvalidMessage;
 use proto::v1::FailureClass;
 use service::checkpoint::CheckpointError;
+use service::program::{Exit, Failure};
 use service::{ComputeError, Reason, StoreError, WorkerError, status};
 use std::time::Duration;
 use tonic::Status;
@@ -127,6 +128,16 @@ impl Error {
         self.table().0
     }
 
+    /// Returns how the program ends for this.
+    pub fn failure(&self) -> Failure {
+        let exit = match self {
+            Self::Worker(error) => error.exit(),
+            Self::Model(_) | Self::Thread(_) => Exit::System,
+            _ => Exit::Internal,
+        };
+        Failure::new(exit, service::status::chain(self))
+    }
+
     /// Returns the published reason.
     pub fn reason(&self) -> Reason {
         self.table().1
@@ -206,7 +217,7 @@ fn of_curvature(error: &CurvatureError) -> (Option<FailureClass>, Reason) {
 fn of_store(error: &StoreError) -> (Option<FailureClass>, Reason) {
     use FailureClass as C;
     let class = match error {
-        StoreError::BadKey { .. } => C::InvalidInput,
+        StoreError::BadKey { .. } | StoreError::BadAddress { .. } => C::InvalidInput,
         StoreError::AlreadyExists { .. } => C::Internal,
         StoreError::NotFound { .. }
         | StoreError::Full { .. }

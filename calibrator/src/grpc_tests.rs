@@ -4,8 +4,8 @@ use super::*;
 use bytes::Bytes;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use proto::v1::calibrator_service_server::CalibratorServiceServer;
+use service::Wire;
 use service::{Connector, MemoryNetwork, Peers, Reason, Server, status};
-use tonic::transport::Channel;
 use types::RunId;
 
 fn key(generation: u64) -> SweepKey {
@@ -25,7 +25,7 @@ fn file(block: u32) -> Bytes {
     (0..2 * proto::CHUNK_BYTES as u32 + 1000).map(|n| (n.wrapping_mul(31) ^ block) as u8).collect()
 }
 
-fn served(shelf: &Arc<Shelf>, stop: &CancellationToken) -> CalibratorServiceClient<Channel> {
+fn served(shelf: &Arc<Shelf>, stop: &CancellationToken) -> CalibratorServiceClient<Wire> {
     let network = MemoryNetwork::new();
     let incoming = network.listen("calibrator").unwrap();
     let worker = WorkerId::new("w").unwrap();

@@ -26,7 +26,7 @@ mod sums;
 mod sweep;
 mod worker;
 
-pub use config::Options;
+pub use config::{Args, Options};
 pub use error::Error;
 
 use futures::Stream;
@@ -89,7 +89,8 @@ where
         max_tasks: 1,
         max_batches: 1,
     };
-    let server = Server::new(options.peers).add_service(CalibratorServiceServer::new(grpc));
+    let server = Server::new(options.peers).with_admin(options.admin);
+    let server = server.add_guarded(CalibratorServiceServer::new(grpc), options.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {
         let served = server.serve(incoming, stop.clone(), GRACE).await;

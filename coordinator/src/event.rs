@@ -89,6 +89,8 @@ pub enum Event {
     ShotCorrected(ShotCorrected),
     /// The final folder has its final name.
     Materialised(Materialised),
+    /// A caller paused the run: it stays so until a caller resumes it, whoever coordinates it then.
+    Paused,
     /// The end: all done.
     Succeeded,
     /// The end: cannot be done.
@@ -123,6 +125,7 @@ impl Event {
             | Self::TakenOver { .. }
             | Self::Inherited { .. }
             | Self::Prepared(_)
+            | Self::Paused
             | Self::Succeeded
             | Self::Failed { .. }
             | Self::Cancelled => None,

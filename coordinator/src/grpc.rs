@@ -1,16 +1,19 @@
 //! `CoordinatorService`, the public one: decode, call, encode.
 
+use crate::pool::Member;
 use crate::run::Run;
 use crate::runs::{Coordinator, CreateError};
-use proto::convert::{required, run_name, run_of_name};
+use proto::convert::{required, run_name, run_of_name, worker_name, worker_of_name};
 use proto::v1;
 use proto::v1::coordinator_service_server::CoordinatorService;
 use service::status::{Reason, chain, invalid_message, spec_invalid};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
+use types::WorkerId;
 
 /// A stream that has said nothing for this long says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -82,6 +85,53 @@ impl CoordinatorService for Coordinator {
         Ok(Response::new(v1::PauseRunResponse { run: Some(describe(&run)) }))
     }
 
+    async fn resume_run(
+        &self,
+        request: Request<v1::ResumeRunRequest>,
+    ) -> Result<Response<v1::ResumeRunResponse>, Status> {
+        let run = self.find(&request.into_inner().name)?;
+        let standing = run.standing();
+        if !standing.is_active() && standing.state != v1::RunState::Paused {
+            return Err(Reason::RunEnded.status(format!("run '{}' has ended; create it anew", run_name(run.id()))));
+        }
+        let run = self.resume(&run).await.map_err(|e| e.status())?;
+        Ok(Response::new(v1::ResumeRunResponse { run: Some(describe(&run)) }))
+    }
+
+    async fn delete_run(
+        &self,
+        request: Request<v1::DeleteRunRequest>,
+    ) -> Result<Response<v1::DeleteRunResponse>, Status> {
+        let run = self.find(&request.into_inner().name)?;
+        let deleted = self.delete(&run).await.map_err(|e| e.reason().status(chain(&e)))?;
+        if !deleted {
+            let name = run_name(run.id());
+            return Err(Reason::RunActive.status(format!("run '{name}' is under way; pause or cancel it first")));
+        }
+        Ok(Response::new(v1::DeleteRunResponse {}))
+    }
+
+    async fn list_workers(
+        &self,
+        _request: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        Ok(Response::new(v1::ListWorkersResponse { workers: self.workers() }))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        let request = request.into_inner();
+        let worker = worker_of_name("name", &request.name).map_err(|e| invalid_message(&e))?;
+        let unknown = || Reason::WorkerUnknown.status(format!("there is no worker '{}'", request.name));
+        if !self.pool().drain(&worker, !request.undo) {
+            return Err(unknown());
+        }
+        let drained = self.workers().into_iter().find(|w| w.name == request.name).ok_or_else(unknown)?;
+        Ok(Response::new(v1::DrainWorkerResponse { worker: Some(drained) }))
+    }
+
     async fn get_run_report(
         &self,
         request: Request<v1::GetRunReportRequest>,
@@ -104,6 +154,20 @@ impl CoordinatorService for Coordinator {
 }
 
 impl Coordinator {
+    fn workers(&self) -> Vec<v1::Worker> {
+        let now = tokio::time::Instant::now();
+        let show = |(worker, member, tasks): (WorkerId, Member, usize)| v1::Worker {
+            name: worker_name(&worker),
+            role: member.role as i32,
+            endpoint: member.endpoint,
+            device: member.device,
+            seen_time: Some(proto::timestamp(SystemTime::now() - now.saturating_duration_since(member.seen))),
+            tasks: u32::try_from(tasks).unwrap_or(u32::MAX),
+            draining: member.draining,
+        };
+        self.pool().workers().into_iter().map(show).collect()
+    }
+
     fn find(&self, name: &str) -> Result<Arc<Run>, Status> {
         let id = run_of_name("name", name).map_err(|e| invalid_message(&e))?;
         self.get(&id).ok_or_else(|| Reason::RunNotFound.status(format!("there is no run '{name}' in this store")))
@@ -173,7 +237,12 @@ async fn follow(
             send(record.sequence, record.time_ms, E::RecordJson(record.json)).await?;
         }
         let now = crate::run::now_ms();
-        if standing.state != v1::RunState::Running {
+        if !standing.is_active() && run.coordinator_stops.load(Ordering::Acquire) {
+            let status =
+                Reason::ShuttingDown.status("the coordinator stops; ask again, the run goes on with the next one");
+            return sender.send(Err(status)).await;
+        }
+        if !standing.is_active() {
             send(0, now, E::Ended(describe(run))).await?;
             return Ok(());
         }

@@ -6,6 +6,7 @@
 //! Invariants: an answer is sent only after its record is durable; a record is created once, so a replaced coordinator
 //! is fenced by the store; a stage's result is journalled once, and going on after a kill is the same code.
 
+mod config;
 mod error;
 pub mod event;
 mod grpc;
@@ -19,7 +20,8 @@ mod stages;
 pub mod tasks;
 mod worker_grpc;
 
+pub use config::{Args, serve};
 pub use error::RunError;
 pub use run::Run;
-pub use runs::{Coordinator, OpenError};
+pub use runs::{Coordinator, Deployment, OpenError, ServeError};
 pub use stages::shard_plan;

@@ -13,11 +13,19 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 use types::WorkerId;
 
+/// A worker that was not heard of for this long counts no more when work is shared out. As long as a lease.
+const SILENT: Duration = LEASE;
+/// After this it is forgotten; should it live, it registers anew.
+const FORGOTTEN: Duration = Duration::from_mins(10);
+
 /// A worker that has introduced itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
     pub(crate) role: v1::WorkerRole,
     pub(crate) endpoint: String,
+    pub(crate) device: String,
+    pub(crate) seen: Instant,
+    pub(crate) draining: bool,
 }
 
 /// A plan: the state of every shard of one shot, and its version.
@@ -54,8 +62,31 @@ impl Pool {
         self.bell.notify_waiters();
     }
 
+    /// Returns a worker that has called, and notes that it lives.
     pub(crate) fn member(&self, worker: &WorkerId) -> Option<Member> {
-        self.lock().members.get(worker).cloned()
+        let mut inner = self.lock();
+        let member = inner.members.get_mut(worker)?;
+        member.seen = Instant::now();
+        Some(member.clone())
+    }
+
+    /// Returns all workers by name, with how many tasks each holds.
+    pub(crate) fn workers(&self) -> Vec<(WorkerId, Member, usize)> {
+        let inner = self.lock();
+        let of = |(worker, member): (&WorkerId, &Member)| (worker.clone(), member.clone(), inner.board.held_by(worker));
+        let mut workers: Vec<_> = inner.members.iter().map(of).collect();
+        workers.sort_by(|a, b| a.0.cmp(&b.0));
+        workers
+    }
+
+    /// Gives a worker no more tasks, or tasks again. Says whether there is such a worker.
+    pub(crate) fn drain(&self, worker: &WorkerId, draining: bool) -> bool {
+        let mut inner = self.lock();
+        let member = inner.members.get_mut(worker);
+        let found = member.map(|member| member.draining = draining).is_some();
+        drop(inner);
+        self.bell.notify_waiters();
+        found
     }
 
     /// Puts tasks on the board, all before any of them can be leased.
@@ -73,7 +104,7 @@ impl Pool {
     }
 
     /// Leases tasks to a worker, waiting up to `wait` for some.
-    pub(crate) async fn lease(&self, worker: &WorkerId, member: &Member, max: usize, wait: Duration) -> Vec<v1::Task> {
+    pub(crate) async fn lease(&self, worker: &WorkerId, max: usize, wait: Duration) -> Vec<v1::Task> {
         let deadline = Instant::now() + wait;
         loop {
             let rung = self.bell.notified();
@@ -81,15 +112,21 @@ impl Pool {
             rung.as_mut().enable(); // before the look, or a ring in between would be lost
             let next_free = {
                 let mut inner = self.lock();
-                let peers = inner.peers(member.role);
-                let tasks = inner.board.lease(worker, member.role, &peers, max, Instant::now());
+                let now = Instant::now();
+                // It is waiting, so it lives; and it may have been told to drain meanwhile.
+                let Some(member) = inner.members.get_mut(worker) else { return Vec::new() };
+                member.seen = now;
+                let member = member.clone();
+                let peers = inner.peers(member.role, now);
+                let max = if member.draining { 0 } else { max };
+                let tasks = inner.board.lease(worker, member.role, &peers, max, now);
                 if !tasks.is_empty() {
                     for task in &tasks {
                         inner.show(task, Some(member.endpoint.clone()));
                     }
                     return tasks;
                 }
-                inner.board.next_free(member.role)
+                inner.board.next_free(member.role, now)
             };
             let until = next_free.map_or(deadline, |free| free.min(deadline));
             if tokio::time::timeout_at(until, rung).await.is_err() && Instant::now() >= deadline {
@@ -137,7 +174,8 @@ impl Pool {
         let mut inner = self.lock();
         let task = inner.board.task(held.task_id).cloned();
         let role = inner.members.get(held.worker).map(|m| m.role);
-        let live = role.map_or(1, |role| u32::try_from(inner.peers(role).len()).unwrap_or(u32::MAX));
+        let peers = role.map_or(1, |role| inner.peers(role, Instant::now()).len());
+        let live = u32::try_from(peers).unwrap_or(u32::MAX);
         let decision = inner.board.fail(held, failure, live, jitter, Instant::now())?;
         if let Some(task) = task {
             inner.show(&task, None);
@@ -158,17 +196,21 @@ impl Pool {
         Ok(())
     }
 
-    /// Frees tasks of silent workers. Called once a second.
+    /// Frees tasks of silent workers and forgets those workers in time. Called once a second.
     pub(crate) fn expire(&self) {
         let mut inner = self.lock();
+        let now = Instant::now();
+        inner.members.retain(|_, member| member.seen + FORGOTTEN > now);
         let live = u32::try_from(inner.members.len()).unwrap_or(u32::MAX);
-        let freed = inner.board.expire(live, Instant::now());
+        let freed = inner.board.expire(live, now);
+        let waiting = inner.board.has_free();
         for task in &freed {
             tracing::warn!(run = %task.run, shot = task.shot, task = %task.task_id, "lease expired");
             inner.show(task, None);
         }
         drop(inner);
-        if !freed.is_empty() {
+        // Also for tasks that were kept for a worker which has fallen silent: they are anybody's now.
+        if waiting {
             self.bell.notify_waiters();
         }
     }
@@ -223,8 +265,10 @@ impl Pool {
 }
 
 impl Inner {
-    fn peers(&self, role: v1::WorkerRole) -> Vec<WorkerId> {
-        self.members.iter().filter(|(_, m)| m.role == role).map(|(worker, _)| worker.clone()).collect()
+    /// Returns the workers of a role that take tasks.
+    fn peers(&self, role: v1::WorkerRole, now: Instant) -> Vec<WorkerId> {
+        let takes = |m: &Member| m.role == role && !m.draining && m.seen + SILENT > now;
+        self.members.iter().filter(|(_, m)| takes(m)).map(|(worker, _)| worker.clone()).collect()
     }
 
     /// Shows in the plan who sweeps a shard now; `None` for nobody.

@@ -8,7 +8,9 @@ use crate::tasks::{Completion, Outcome};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
+use service::status::Reason;
 use service::store::Store;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
@@ -27,6 +29,17 @@ impl Standing {
     pub(crate) fn plain(state: v1::RunState) -> Self {
         Self { state, reason: String::new(), code: String::new() }
     }
+
+    /// Returns that of a run that a caller paused.
+    pub(crate) fn paused() -> Self {
+        let reason = "a caller paused it".to_owned();
+        Self { state: v1::RunState::Paused, reason, code: Reason::RunPaused.name().to_owned() }
+    }
+
+    /// Says whether the run is under way, or waits for its turn.
+    pub(crate) fn is_active(&self) -> bool {
+        matches!(self.state, v1::RunState::Running | v1::RunState::Queued)
+    }
 }
 
 /// One run, shared by its driver and by the handlers that look at it.
@@ -40,6 +53,10 @@ pub struct Run {
     known: Mutex<Known>,
     changed: watch::Sender<u64>,
     pub(crate) stop: CancellationToken,
+    /// Whether a stop is the coordinator's own: who watches is to ask again, the run goes on with the next one.
+    pub(crate) coordinator_stops: AtomicBool,
+    /// Whether a stop is a caller's pause.
+    pub(crate) asked_to_pause: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -70,7 +87,18 @@ impl Run {
         }
         let known = Mutex::new(Known { history, records: stored, standing, stage: None });
         let (changed, _) = watch::channel(0);
-        Self { id, spec, store, pool, journal, known, changed, stop: CancellationToken::new() }
+        Self {
+            id,
+            spec,
+            store,
+            pool,
+            journal,
+            known,
+            changed,
+            stop: CancellationToken::new(),
+            asked_to_pause: AtomicBool::new(false),
+            coordinator_stops: AtomicBool::new(false),
+        }
     }
 
     /// Returns the run's name.

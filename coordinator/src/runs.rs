@@ -9,12 +9,16 @@ use crate::shot::run_to_the_end;
 use proto::v1;
 use proto::v1::coordinator_service_server::CoordinatorServiceServer;
 use proto::v1::worker_service_server::WorkerServiceServer;
+use service::access::Guard;
+use service::listen::Listener;
 use service::server::{Peers, Server};
 use service::status::{Reason, chain};
 use service::store::{Store, StoreError};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -24,6 +28,35 @@ use types::{RunId, RunSpec, WorkerId};
 const GRACE: Duration = Duration::from_secs(3);
 /// Answers to mutating calls that are remembered.
 const MAX_REQUESTS: usize = 10_000;
+
+/// How a coordinator is deployed; nothing here changes a number.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// Where its callers live.
+    pub peers: Peers,
+    /// Who may create runs and look at them.
+    pub public: Guard,
+    /// Who may work.
+    pub workers: Guard,
+}
+
+impl Deployment {
+    /// Returns that of a coordinator whose callers are in its process.
+    pub fn same_process() -> Self {
+        Self { peers: Peers::SameProcess, public: Guard::open(), workers: Guard::open() }
+    }
+}
+
+/// Why a coordinator stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its services cannot be served.
+    #[error("cannot serve")]
+    Serve(#[from] tonic::transport::Error),
+    /// Another coordinator has taken over one of its runs.
+    #[error("another coordinator writes the journals of this store; there must be one")]
+    Fenced,
+}
 
 /// Why a store's runs could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +97,18 @@ struct Shared {
     libtorch: Mutex<Option<String>>,
     /// Serialises creation: two equal requests must not open one journal twice.
     creating: tokio::sync::Mutex<()>,
+    /// One for each run that may be under way at a time; runs wait for theirs in the order in which they came.
+    turns: Arc<Semaphore>,
+    /// Fires when another coordinator is found to write a run of ours.
+    fenced: CancellationToken,
 }
 
 impl Coordinator {
-    /// Opens a store and folds the journals in it. Runs that have not ended wait for [`v1::CreateRunRequest`] with their spec.
-    pub async fn open(store: Store) -> Result<Self, OpenError> {
+    /// Opens a store and folds the journals in it. Runs that have not ended wait for [`v1::CreateRunRequest`] with their
+    /// spec, or for [`Coordinator::resume_all`].
+    ///
+    /// `parallel_runs`: how many runs are under way at a time, at least 1; later ones wait for their turn.
+    pub async fn open(store: Store, parallel_runs: usize) -> Result<Self, OpenError> {
         let shared = Shared {
             store,
             pool: Arc::new(Pool::default()),
@@ -77,19 +117,37 @@ impl Coordinator {
             requests: Mutex::default(),
             libtorch: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
+            turns: Arc::new(Semaphore::new(parallel_runs.clamp(1, Semaphore::MAX_PERMITS))),
+            fenced: CancellationToken::new(),
         };
         let coordinator = Self { shared: Arc::new(shared) };
         coordinator.load().await?;
         Ok(coordinator)
     }
 
-    /// Serves `CoordinatorService` and `WorkerService` on `incoming` until `shutdown`; then pauses every run.
+    /// Continues every run that was under way when its coordinator stopped, oldest first. One that cannot be continued now
+    /// stays paused.
+    pub async fn resume_all(&self) {
+        let mut stopped = self.all();
+        stopped.retain(|run| run.standing().state == v1::RunState::Paused && !run.history(|h| h.paused));
+        stopped.sort_by_key(|run| run.created_ms());
+        for run in stopped {
+            match self.resume(&run).await {
+                Ok(_) => tracing::info!(run = %run.id(), "run continued"),
+                Err(error) => tracing::error!(run = %run.id(), error = chain(&error), "run cannot be continued"),
+            }
+        }
+    }
+
+    /// Serves `CoordinatorService` and `WorkerService` on `incoming` until `shutdown`; then stops every run where it is.
+    /// Health is told at `admin` as well.
     pub async fn serve<I, C>(
         self,
         incoming: I,
-        peers: Peers,
+        deployment: Deployment,
+        admin: Option<Listener>,
         shutdown: CancellationToken,
-    ) -> Result<(), tonic::transport::Error>
+    ) -> Result<(), ServeError>
     where
         I: Stream<Item = std::io::Result<C>> + Send + 'static,
         C: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
@@ -99,19 +157,27 @@ impl Coordinator {
         let coordinator =
             CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
         let worker = WorkerServiceServer::new(self.clone()).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
-        let stopping = self.clone();
-        let on_shutdown = shutdown.clone();
+        let stop = shutdown.child_token();
+        let (stopping, fenced, on_stop) = (self.clone(), self.shared.fenced.clone(), stop.clone());
         let pausing = tokio::spawn(async move {
-            on_shutdown.cancelled().await;
+            tokio::select! {
+                () = on_stop.cancelled() => {}
+                () = fenced.cancelled() => on_stop.cancel(),
+            }
             for run in stopping.all() {
-                stopping.pause(&run).await; // ends their watch streams, without which the server would wait
+                run.coordinator_stops.store(true, Ordering::Release);
+                stopping.halt(&run).await; // ends their watch streams, without which the server would wait
             }
         });
-        let served =
-            Server::new(peers).add_service(coordinator).add_service(worker).serve(incoming, shutdown, GRACE).await;
+        let server = Server::new(deployment.peers).with_admin(admin);
+        let server = server.add_guarded(coordinator, deployment.public).add_guarded(worker, deployment.workers);
+        let served = server.serve(incoming, stop, GRACE).await;
         pausing.abort();
         expiry.abort();
-        served
+        if self.shared.fenced.is_cancelled() {
+            return Err(ServeError::Fenced);
+        }
+        Ok(served?)
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -206,19 +272,45 @@ impl Coordinator {
         run.record(Event::TakenOver { epoch: run.history(|h| h.epoch) + 1 }).await?;
         let run = Arc::new(run);
         self.runs().insert(id, run.clone());
-        tokio::spawn(drive(run.clone(), shared.pool.clone()));
+        tokio::spawn(drive(run.clone(), self.shared.clone()));
         Ok(run)
     }
 
-    /// Stops a run for now.
+    /// Continues a paused run; one in another state stays in it.
+    pub(crate) async fn resume(&self, run: &Run) -> Result<Arc<Run>, RunError> {
+        let _one_at_a_time = self.shared.creating.lock().await;
+        match self.get(run.id()) {
+            Some(present) if present.standing().state != v1::RunState::Paused => Ok(present),
+            _ => self.start(run.id().clone(), run.spec().clone()).await,
+        }
+    }
+
+    /// Stops a run until a caller resumes it.
     pub(crate) async fn pause(&self, run: &Run) {
+        run.asked_to_pause.store(true, Ordering::Release);
+        self.halt(run).await;
+    }
+
+    /// Stops a run where it is: whoever opens the store next may go on with it.
+    async fn halt(&self, run: &Run) {
         run.stop.cancel();
         settled(run).await;
     }
 
+    /// Removes a run that is not under way, and everything it has in the store. Says whether it could.
+    pub(crate) async fn delete(&self, run: &Run) -> Result<bool, StoreError> {
+        let _one_at_a_time = self.shared.creating.lock().await;
+        if run.standing().is_active() {
+            return Ok(false);
+        }
+        self.shared.store.delete_prefix(&format!("runs/{}", run.id())).await?;
+        self.runs().remove(run.id());
+        Ok(true)
+    }
+
     /// Stops a run for good.
     pub(crate) async fn cancel(&self, run: &Arc<Run>) -> Result<(), RunError> {
-        self.pause(run).await;
+        self.halt(run).await;
         if run.standing().state != v1::RunState::Paused {
             return Ok(()); // ended before
         }
@@ -255,6 +347,7 @@ impl Coordinator {
             Some(Ending::Succeeded) => Standing::plain(v1::RunState::Succeeded),
             Some(Ending::Failed { code, reason }) => Standing { state: v1::RunState::Failed, reason, code },
             Some(Ending::Cancelled) => Standing::plain(v1::RunState::Cancelled),
+            None if records.last().is_some_and(|(_, e)| *e == Event::Paused) => Standing::paused(),
             None => Standing {
                 state: v1::RunState::Paused,
                 reason: "its coordinator stopped".into(),
@@ -268,19 +361,23 @@ impl Coordinator {
 }
 
 /// Drives a run until it ends, fails, pauses or is stopped.
-async fn drive(run: Arc<Run>, pool: Arc<Pool>) {
+async fn drive(run: Arc<Run>, shared: Arc<Shared>) {
     let result = tokio::select! {
         biased;
         () = run.stop.cancelled() => Err(RunError::Stopped),
-        result = run_to_the_end(&run) => result,
+        result = in_turn(&run, &shared.turns) => result,
     };
-    pool.remove_run(run.id().as_str());
+    shared.pool.remove_run(run.id().as_str());
+    if result.as_ref().is_err_and(|error| error.reason() == Reason::Fenced) {
+        tracing::error!(run = %run.id(), "another coordinator has taken the run over");
+        shared.fenced.cancel();
+    }
     let standing = match result {
         Ok(()) => conclude(&run, Event::Succeeded, Standing::plain(v1::RunState::Succeeded)).await,
         Err(error) => {
             let (code, reason) = (error.reason().name().to_owned(), chain(&error));
             match error.consequence() {
-                Consequence::Pause => Standing { state: v1::RunState::Paused, reason, code },
+                Consequence::Pause => pause_standing(&run, reason, code).await,
                 Consequence::Fail => {
                     let event = Event::Failed { code: code.clone(), reason: reason.clone() };
                     conclude(&run, event, Standing { state: v1::RunState::Failed, reason, code }).await
@@ -289,6 +386,30 @@ async fn drive(run: Arc<Run>, pool: Arc<Pool>) {
         }
     };
     run.set_standing(standing);
+}
+
+/// Waits for a run's turn, then carries it out.
+async fn in_turn(run: &Run, turns: &Semaphore) -> Result<(), RunError> {
+    let _turn = if let Ok(turn) = turns.try_acquire() {
+        turn
+    } else {
+        run.set_standing(Standing::plain(v1::RunState::Queued));
+        let turn = turns.acquire().await.map_err(|_| RunError::Stopped)?;
+        run.set_standing(Standing::plain(v1::RunState::Running));
+        turn
+    };
+    run_to_the_end(run).await
+}
+
+/// Returns where a run stands that pauses. If a caller asked for it, it stays paused under later coordinators as well.
+async fn pause_standing(run: &Run, reason: String, code: String) -> Standing {
+    if !run.asked_to_pause.load(Ordering::Acquire) {
+        return Standing { state: v1::RunState::Paused, reason, code };
+    }
+    if let Err(error) = run.record(Event::Paused).await {
+        tracing::warn!(run = %run.id(), error = chain(&error), "the pause is not in the journal");
+    }
+    Standing::paused()
 }
 
 /// Journals a run's end. If that fails the run is not ended but paused: what is not durable did not happen.
@@ -304,7 +425,7 @@ async fn conclude(run: &Run, event: Event, standing: Standing) -> Standing {
 /// Waits until a run that was told to stop is not running any more.
 async fn settled(run: &Run) {
     let mut changed = run.watch();
-    while run.standing().state == v1::RunState::Running {
+    while run.standing().is_active() {
         if changed.changed().await.is_err() {
             return;
         }

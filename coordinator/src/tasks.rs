@@ -3,10 +3,11 @@
 //! Tasks are executed at least once and committed once. The board knows no stage and no method: it hands out
 //! [`v1::Task`]s by worker role and passes results to whoever submitted the task. It keeps no clock; `now` is an argument.
 
+use planning::assignment::fair_share;
 use planning::retry::{self, Decision, FailureClass, Policy, Setback};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -76,6 +77,8 @@ enum State {
 #[derive(Debug)]
 struct Entry {
     task: v1::Task,
+    /// When it was submitted, among all tasks.
+    order: u64,
     role: v1::WorkerRole,
     state: State,
     outcome: Option<oneshot::Sender<Outcome>>,
@@ -90,6 +93,21 @@ impl Entry {
             let _ = outcome.send(Err(failure)); // the run may have stopped meanwhile
         }
     }
+}
+
+/// A run's tasks of one role, as one worker sees them.
+#[derive(Debug, Default)]
+struct OfRun {
+    /// Free ones that nobody has failed.
+    fresh: usize,
+    /// Held by anybody.
+    leased: usize,
+    /// Held by this worker.
+    own: usize,
+    /// The oldest that it could have.
+    first: Option<u64>,
+    /// Whether one of those has been failed before.
+    retries: bool,
 }
 
 /// Names a lease: who holds which task under which generation.
@@ -124,6 +142,7 @@ impl Board {
         let (sender, receiver) = oneshot::channel();
         let entry = Entry {
             task,
+            order: self.order,
             role,
             state: State::Free { not_before: now },
             outcome: Some(sender),
@@ -134,8 +153,10 @@ impl Board {
         (id, receiver)
     }
 
-    /// Leases up to `max` free tasks of `role` to `worker`, oldest first. A task that `worker` has failed goes to one of
-    /// its `peers` that has not, as long as there is one.
+    /// Leases up to `max` free tasks of `role` to `worker`, oldest first, all of one run: that of whose tasks the fewest
+    /// are leased, so that runs share the workers. While a run's tasks are fresh a worker gets no more than its share of
+    /// them among its `peers` (itself included). A task that `worker` has failed goes to one of its peers that has not, as
+    /// long as there is one.
     pub fn lease(
         &mut self,
         worker: &WorkerId,
@@ -144,12 +165,47 @@ impl Board {
         max: usize,
         now: Instant,
     ) -> Vec<v1::Task> {
-        let free = self.entries.values_mut().filter(|e| {
+        let is_free = |e: &Entry| {
             e.role == role
                 && matches!(e.state, State::Free { not_before } if not_before <= now)
                 && e.history.suits(worker, peers.iter())
+        };
+        let mut runs: HashMap<&str, OfRun> = HashMap::new();
+        for entry in self.entries.values().filter(|e| e.role == role) {
+            let of_run = runs.entry(&entry.task.run).or_default();
+            match &entry.state {
+                State::Leased { worker: holder, .. } | State::Committing { worker: holder } => {
+                    of_run.leased += 1;
+                    of_run.own += usize::from(holder == worker);
+                }
+                State::Free { .. } => {
+                    of_run.fresh += usize::from(entry.history.is_empty());
+                    if is_free(entry) {
+                        let first = of_run.first.get_or_insert(entry.order);
+                        *first = entry.order.min(*first);
+                        of_run.retries |= !entry.history.is_empty();
+                    }
+                }
+                State::Committed => {}
+            }
+        }
+        let share = |r: &OfRun| fair_share(r.fresh + r.leased, r.own, peers.len());
+        let offers = runs.iter().filter_map(|(run, r)| Some((r.leased, r.first?, *run, share(r), r.retries)));
+        let chosen = offers.filter(|(_, _, _, share, retries)| *share > 0 || *retries).min();
+        let Some((_, _, run, mut share, _)) = chosen.map(|(l, f, run, s, r)| (l, f, run.to_owned(), s, r)) else {
+            return Vec::new();
+        };
+        let mut leased: Vec<&mut Entry> =
+            self.entries.values_mut().filter(|e| is_free(e) && e.task.run == run).collect();
+        // What somebody failed before is nobody's share: it may be what all others wait for.
+        leased.retain(|e| {
+            let within = !e.history.is_empty() || share > 0;
+            share -= usize::from(within && e.history.is_empty());
+            within
         });
-        free.take(max)
+        leased
+            .into_iter()
+            .take(max)
             .map(|entry| {
                 entry.task.generation += 1;
                 entry.state = State::Leased { worker: worker.clone(), until: now + LEASE };
@@ -159,13 +215,25 @@ impl Board {
             .collect()
     }
 
-    /// Returns when the next free task of `role` that waits for a retry becomes leasable.
-    pub fn next_free(&self, role: v1::WorkerRole) -> Option<Instant> {
+    /// Returns when the next task of `role` that waits for a retry becomes leasable, after `now`.
+    pub fn next_free(&self, role: v1::WorkerRole, now: Instant) -> Option<Instant> {
         self.entries
             .values()
             .filter(|e| e.role == role)
             .filter_map(|e| if let State::Free { not_before } = e.state { Some(not_before) } else { None })
+            .filter(|free| *free > now)
             .min()
+    }
+
+    /// Says whether a task waits for a worker.
+    pub fn has_free(&self) -> bool {
+        self.entries.values().any(|e| matches!(e.state, State::Free { .. }))
+    }
+
+    /// Returns how many tasks a worker holds.
+    pub fn held_by(&self, worker: &WorkerId) -> usize {
+        let holds = |e: &&Entry| matches!(&e.state, State::Leased { worker: w, .. } | State::Committing { worker: w } if w == worker);
+        self.entries.values().filter(holds).count()
     }
 
     /// Renews the lease of a task that `worker` holds and notes how far it is.
@@ -314,6 +382,43 @@ mod tests {
         assert!(board.lease(&worker("a"), v1::WorkerRole::Calibrator, &[], 9, now).is_empty());
         assert_eq!(board.lease(&worker("a"), v1::WorkerRole::Surgeon, &[], 9, now).len(), 1);
         assert!(board.lease(&worker("b"), v1::WorkerRole::Surgeon, &[], 9, now).is_empty());
+    }
+
+    #[test]
+    fn fresh_tasks_are_shared_among_workers_and_a_failed_one_is_not_held_back() {
+        let now = Instant::now();
+        let mut board = Board::default();
+        let task = |run: &str| v1::Task { run: run.into(), ..v1::Task::default() };
+        let outcomes: Vec<_> = (0..5).map(|_| board.submit(task("r"), v1::WorkerRole::Surgeon, now)).collect();
+        let (a, b) = (worker("a"), worker("b"));
+        let peers = [a.clone(), b.clone()];
+        let lease = |board: &mut Board, w: &WorkerId, now| board.lease(w, v1::WorkerRole::Surgeon, &peers, 99, now);
+        assert_eq!(lease(&mut board, &a, now).len(), 3);
+        assert!(lease(&mut board, &a, now).is_empty(), "the rest is the other's");
+        let taken = lease(&mut board, &b, now);
+        assert_eq!(taken.len(), 2);
+        let held = Held { worker: &b, task_id: &taken[0].task_id, generation: taken[0].generation };
+        let failure = TaskFailure { class: FailureClass::Unavailable, message: "x".into() };
+        board.fail(held, failure, 2, 0.0, now).unwrap();
+        let retried = lease(&mut board, &a, now + LEASE);
+        assert_eq!(retried.len(), 1, "though its share is full");
+        assert_eq!(retried[0].task_id, taken[0].task_id);
+        drop(outcomes);
+    }
+
+    #[test]
+    fn runs_take_turns() {
+        let now = Instant::now();
+        let mut board = Board::default();
+        let task = |run: &str| v1::Task { run: run.into(), ..v1::Task::default() };
+        let names = ["old", "old", "old", "new"];
+        let outcomes: Vec<_> = names.iter().map(|r| board.submit(task(r), v1::WorkerRole::Calibrator, now)).collect();
+        let peers = [worker("a"), worker("b"), worker("c")];
+        let mut leased = peers.iter().map(|w| board.lease(w, v1::WorkerRole::Calibrator, &peers, 1, now).remove(0).run);
+        assert_eq!(leased.next().as_deref(), Some("old"));
+        assert_eq!(leased.next().as_deref(), Some("new"), "whose tasks nobody has yet");
+        assert_eq!(leased.next().as_deref(), Some("old"));
+        drop(outcomes);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use proto::v1::worker_service_server::WorkerService;
 use service::status::{Reason, invalid_message};
 use std::pin::Pin;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use types::WorkerId;
@@ -42,7 +43,8 @@ impl WorkerService for Coordinator {
         }
         self.check_libtorch(&worker, &request.libtorch)?;
         tracing::info!(worker = %worker, device = %request.device, "worker registered");
-        self.pool().register(worker, Member { role, endpoint: request.endpoint });
+        let (endpoint, device) = (request.endpoint, request.device);
+        self.pool().register(worker, Member { role, endpoint, device, seen: Instant::now(), draining: false });
         Ok(Response::new(v1::RegisterWorkerResponse { lease_seconds: lease_seconds() }))
     }
 
@@ -51,10 +53,10 @@ impl WorkerService for Coordinator {
         request: Request<v1::LeaseTasksRequest>,
     ) -> Result<Response<v1::LeaseTasksResponse>, Status> {
         let request = request.into_inner();
-        let (worker, member) = self.member(&request.worker)?;
+        let (worker, _) = self.member(&request.worker)?;
         let wait = Duration::from_secs(u64::from(request.wait_seconds)).min(MAX_WAIT);
         let max = request.max_tasks.clamp(1, MAX_TASKS) as usize;
-        let tasks = self.pool().lease(&worker, &member, max, wait).await;
+        let tasks = self.pool().lease(&worker, max, wait).await;
         Ok(Response::new(v1::LeaseTasksResponse { tasks }))
     }
 

@@ -3,18 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use bytes::Bytes;
-use coordinator::Coordinator;
+use coordinator::{Coordinator, Deployment};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use proto::v1::task::Work;
 use proto::v1::worker_service_client::WorkerServiceClient;
+use service::Wire;
+use service::status;
 use service::store::Store;
 use service::transport::{Connector, MemoryNetwork};
-use service::{Peers, status};
 use std::collections::BTreeMap;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use types::{
     Checkpoint, CostHistogram, DataDescription, FactorDamping, LayerId, LayerState, ModelDescription, PathStep,
     RemovalPath, RunReport, RunSpec, Shape, Sizes, Structure, Target, Unit, UnitKind,
@@ -253,7 +253,7 @@ fn path(group: &types::UnitGroup, before: &Checkpoint, block: u32) -> RemovalPat
 
 struct Site {
     store: Store,
-    channel: Channel,
+    channel: Wire,
     stop: CancellationToken,
 }
 
@@ -262,8 +262,8 @@ async fn site(store: Store, workers: bool) -> Site {
     let stop = CancellationToken::new();
     let network = MemoryNetwork::new();
     let incoming = network.listen("coordinator").unwrap();
-    let coordinator = Coordinator::open(store.clone()).await.unwrap();
-    tokio::spawn(coordinator.serve(incoming, Peers::SameProcess, stop.clone()));
+    let coordinator = Coordinator::open(store.clone(), 9).await.unwrap();
+    tokio::spawn(coordinator.serve(incoming, Deployment::same_process(), None, stop.clone()));
     let channel = Connector::new(network).channel("memory://coordinator").unwrap();
     if workers {
         for role in [v1::WorkerRole::Calibrator, v1::WorkerRole::Surgeon] {
@@ -273,7 +273,7 @@ async fn site(store: Store, workers: bool) -> Site {
     Site { store, channel, stop }
 }
 
-async fn scripted(channel: Channel, store: Store, role: v1::WorkerRole) {
+async fn scripted(channel: Wire, store: Store, role: v1::WorkerRole) {
     let mut client = WorkerServiceClient::new(channel);
     let worker = format!("{role:?}").to_lowercase();
     let register = v1::RegisterWorkerRequest {
@@ -305,7 +305,7 @@ async fn scripted(channel: Channel, store: Store, role: v1::WorkerRole) {
 }
 
 impl Site {
-    fn client(&self) -> CoordinatorServiceClient<Channel> {
+    fn client(&self) -> CoordinatorServiceClient<Wire> {
         CoordinatorServiceClient::new(self.channel.clone())
     }
 

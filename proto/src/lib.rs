@@ -17,6 +17,9 @@ pub mod v1 {
     tonic::include_proto!("llm_surgeon.v1");
 }
 
+/// The contract itself, encoded as a `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Version of the program, as workers and the coordinator tell each other.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

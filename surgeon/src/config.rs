@@ -1,12 +1,16 @@
 //! Where a surgeon runs. Nothing here changes a number; that is all in the run specification.
 
+use clap::Parser;
 use model::device::DeviceChoice;
-use service::{Connector, Peers, Store};
-use tonic::transport::Channel;
+use proto::v1::WorkerRole;
+use service::listen::Listener;
+use service::program::{Failure, ProgramArgs};
+use service::worker::{Place, WorkerArgs};
+use service::{Connector, Guard, Peers, Store, Wire};
 use types::WorkerId;
 
 /// How a surgeon is deployed.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// Its name, unique while it lives.
     pub worker: WorkerId,
@@ -14,6 +18,10 @@ pub struct Options {
     pub endpoint: String,
     /// Where its callers live.
     pub peers: Peers,
+    /// Who may call it.
+    pub guard: Guard,
+    /// Where it tells health to probes.
+    pub admin: Option<Listener>,
     /// What it computes on.
     pub device: DeviceChoice,
     /// Threads of a tensor operation on the CPU; `None` for as many as libtorch takes by itself.
@@ -21,7 +29,7 @@ pub struct Options {
     /// Where factors, paths and weights lie.
     pub store: Store,
     /// The coordinator.
-    pub coordinator: Channel,
+    pub coordinator: Wire,
     /// How calibrators are reached.
     pub connector: Connector,
     /// Bytes of factors that may be in memory between a calibrator and the store; [`Options::RECEIVE_BYTES`] is usual.
@@ -31,4 +39,59 @@ pub struct Options {
 impl Options {
     /// The usual budget for factors on their way: 2 GiB.
     pub const RECEIVE_BYTES: u64 = 2 << 30;
+}
+
+const ABOUT: &str = "\
+Removes structures: takes factors from the calibrators, computes what each removal costs, carries out the cut and updates the \
+weights that remain.
+
+Any number run, each with some of the model's blocks. It takes its tasks from the coordinator and does not decide how much \
+goes. Stop it with SIGTERM: it gives its tasks back first. Kill it if you must: they go to others.";
+
+/// Flags of the program; each is an environment variable too, `SURGEON_` before its name.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "surgeon", version, about = ABOUT, max_term_width = 110)]
+pub struct Args {
+    #[command(flatten)]
+    worker: WorkerArgs,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    device: DeviceChoice,
+    /// CPU threads for one tensor operation [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Machine")]
+    threads: Option<u32>,
+    /// Bytes of factors that may be in memory between a calibrator and the store, e.g. 2GiB
+    #[arg(long, value_name = "BYTES", value_parser = types::parse_bytes, default_value = "2GiB", help_heading = "Machine")]
+    receive_memory: u64,
+}
+
+impl AsRef<ProgramArgs> for Args {
+    fn as_ref(&self) -> &ProgramArgs {
+        &self.worker.program
+    }
+}
+
+impl Args {
+    /// Opens store and network; returns the deployment and where calls arrive.
+    ///
+    /// # Errors
+    /// Flags that cannot be, all at once; a store or an address that cannot be had.
+    pub async fn open(self) -> Result<(Options, Listener), Failure> {
+        let place = self.worker.open(WorkerRole::Surgeon).await?;
+        let Place { worker, endpoint, peers, guard, listener, admin, store, coordinator, connector } = place;
+        let options = Options {
+            worker,
+            endpoint,
+            peers,
+            guard,
+            admin,
+            device: self.device,
+            threads: self.threads,
+            store,
+            coordinator,
+            connector,
+            receive_bytes: self.receive_memory,
+        };
+        Ok((options, listener))
+    }
 }

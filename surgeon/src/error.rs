@@ -7,6 +7,7 @@ use proto::InvalidMessage;
 use proto::v1::FailureClass;
 use pruning::PruningError;
 use service::checkpoint::CheckpointError;
+use service::program::{Exit, Failure};
 use service::{ComputeError, Reason, StoreError, TransportError, WorkerError, status};
 use tch::TchError;
 use tonic::Status;
@@ -107,6 +108,16 @@ impl Error {
     /// Returns what the coordinator can do about a failed task; `None` when the task is to be given back instead.
     pub fn class(&self) -> Option<FailureClass> {
         self.table().0
+    }
+
+    /// Returns how the program ends for this.
+    pub fn failure(&self) -> Failure {
+        let exit = match self {
+            Self::Worker(error) => error.exit(),
+            Self::Model(_) | Self::Thread(_) => Exit::System,
+            _ => Exit::Internal,
+        };
+        Failure::new(exit, service::status::chain(self))
     }
 
     /// Returns the published reason.
@@ -219,7 +230,7 @@ fn of_curvature(error: &CurvatureError) -> (Option<FailureClass>, Reason) {
 fn of_store(error: &StoreError) -> (Option<FailureClass>, Reason) {
     use FailureClass as C;
     let class = match error {
-        StoreError::BadKey { .. } => C::InvalidInput,
+        StoreError::BadKey { .. } | StoreError::BadAddress { .. } => C::InvalidInput,
         StoreError::AlreadyExists { .. } => C::Internal,
         StoreError::NotFound { .. }
         | StoreError::Full { .. }

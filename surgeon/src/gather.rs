@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::plan::{self, Plan};
 use crate::pull::{Budget, PullFailure, Puller, ShardKey, Stored};
 use proto::v1::worker_service_client::WorkerServiceClient;
+use service::Wire;
 use service::{Connector, RequestIds, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tracing::Instrument;
 use types::RunId;
 
@@ -23,7 +23,7 @@ pub(crate) struct Gatherer {
     /// How calibrators are reached.
     pub(crate) connector: Connector,
     /// The coordinator.
-    pub(crate) coordinator: WorkerServiceClient<Channel>,
+    pub(crate) coordinator: WorkerServiceClient<Wire>,
     /// Shared by all that is gathered.
     pub(crate) budget: Budget,
     /// Names of our mutations.

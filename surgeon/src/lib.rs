@@ -25,7 +25,7 @@ mod pull;
 mod receive;
 mod worker;
 
-pub use config::Options;
+pub use config::{Args, Options};
 pub use error::Error;
 pub use receive::StreamFault;
 
@@ -96,7 +96,8 @@ where
         max_tasks: MAX_TASKS,
         max_batches: MAX_BATCHES,
     };
-    let server = Server::new(options.peers).add_service(SurgeonServiceServer::new(grpc));
+    let server = Server::new(options.peers).with_admin(options.admin);
+    let server = server.add_guarded(SurgeonServiceServer::new(grpc), options.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {
         let served = server.serve(incoming, stop.clone(), GRACE).await;

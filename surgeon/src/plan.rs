@@ -4,11 +4,11 @@ use crate::error::Error;
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
 use proto::v1::worker_service_client::WorkerServiceClient;
+use service::Wire;
 use service::retry::{Retry, within};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::watch;
-use tonic::transport::Channel;
 use types::{Generation, RunId};
 
 /// How long one poll waits for news.
@@ -70,7 +70,7 @@ impl TryFrom<Vec<v1::ShardSource>> for Plan {
 ///
 /// Cancel-safe.
 pub(crate) async fn follow(
-    client: &WorkerServiceClient<Channel>,
+    client: &WorkerServiceClient<Wire>,
     run: &RunId,
     shot: u32,
     plan: &watch::Sender<Plan>,

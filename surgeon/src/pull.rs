@@ -10,6 +10,7 @@ use crate::receive::{Partial, StreamFault};
 use proto::v1;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use proto::v1::stream_factors_response::Part;
+use service::Wire;
 use service::keys;
 use service::{Connector, RequestIds, Store};
 use std::collections::BTreeSet;
@@ -18,7 +19,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::Streaming;
-use tonic::transport::Channel;
 use types::{Generation, RunId};
 
 /// How long a call may take to answer.
@@ -245,7 +245,7 @@ impl Puller {
 
     async fn open(
         &self,
-        client: &mut CalibratorServiceClient<Channel>,
+        client: &mut CalibratorServiceClient<Wire>,
         generation: Generation,
         missing: &BTreeSet<u32>,
         receiving: Option<&Receiving>,
@@ -297,7 +297,7 @@ impl Puller {
     }
 
     /// Tells the calibrator that a block is stored. It also looks into the store itself, so a lost word does no harm.
-    async fn release(&self, control: &mut CalibratorServiceClient<Channel>, generation: Generation, block: u32) {
+    async fn release(&self, control: &mut CalibratorServiceClient<Wire>, generation: Generation, block: u32) {
         let request = v1::ReleaseFactorsRequest {
             request_id: self.ids.next(),
             run: self.key.run.to_string(),

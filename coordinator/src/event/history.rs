@@ -40,6 +40,8 @@ pub struct History {
     pub shots: BTreeMap<u32, ShotHistory>,
     /// Folders that have their names, by shot.
     pub materialised: BTreeMap<u32, Materialised>,
+    /// Whether a caller paused it after its last coordinator took it over.
+    pub paused: bool,
     /// The end, if it came.
     pub ending: Option<Ending>,
 }
@@ -94,7 +96,10 @@ impl History {
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Created { spec } => self.spec = Some(spec),
-            Event::TakenOver { epoch } => self.epoch = epoch,
+            Event::TakenOver { epoch } => {
+                self.epoch = epoch;
+                self.paused = false;
+            }
             Event::Inherited { events, .. } => {
                 self.inherited = true;
                 for event in events {
@@ -164,6 +169,7 @@ impl History {
             }
             Event::Succeeded => self.ending = Some(Ending::Succeeded),
             Event::Failed { code, reason } => self.ending = Some(Ending::Failed { code, reason }),
+            Event::Paused => self.paused = true,
             Event::Cancelled => self.ending = Some(Ending::Cancelled),
         }
     }

@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod materialise;
 mod prune;
+mod remote;
 mod report;
 
 pub(crate) use compare::CompareArgs;
@@ -14,7 +15,8 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use materialise::MaterialiseArgs;
-pub(crate) use prune::PruneArgs;
+pub(crate) use prune::{PruneArgs, RunArgs};
+pub(crate) use remote::{ControlArgs, ListArgs, RemoteArgs, SubmitArgs, WatchArgs, WorkersArgs};
 pub(crate) use report::ReportArgs;
 
 use crate::error::{Exit, exit_codes};
@@ -84,6 +86,30 @@ pub(crate) enum Command {
     /// Make the page of a run (report.html) again, from its state folder
     #[command(long_about = report::ABOUT, after_help = exit_codes())]
     Report(ReportArgs),
+    /// Ask a coordinator for a run; workers elsewhere carry it out
+    #[command(long_about = remote::SUBMIT, after_help = exit_codes())]
+    Submit(SubmitArgs),
+    /// Show the runs of a coordinator
+    #[command(long_about = remote::LIST, after_help = exit_codes())]
+    List(ListArgs),
+    /// Follow a run of a coordinator to its end
+    #[command(long_about = remote::WATCH, after_help = exit_codes())]
+    Watch(WatchArgs),
+    /// Pause a run: its workers lay down its tasks, nothing committed is lost
+    #[command(after_help = exit_codes())]
+    Pause(ControlArgs),
+    /// Continue a paused run
+    #[command(after_help = exit_codes())]
+    Resume(ControlArgs),
+    /// Stop a run for good; what it has in the store stays until it is deleted
+    #[command(after_help = exit_codes())]
+    Cancel(ControlArgs),
+    /// Remove a run that is not under way, and all it has in the store; models that it wrote stay
+    #[command(after_help = exit_codes())]
+    Delete(ControlArgs),
+    /// Show the workers of a coordinator, or drain one
+    #[command(long_about = remote::WORKERS, after_help = exit_codes())]
+    Workers(WorkersArgs),
     /// Set the reports of several output folders side by side
     #[command(long_about = compare::ABOUT, after_help = exit_codes())]
     Compare(CompareArgs),

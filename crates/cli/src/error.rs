@@ -84,6 +84,14 @@ pub(crate) enum CliError {
     /// A service cannot be reached.
     #[error("{}", chain(.0))]
     Transport(#[from] TransportError),
+    /// A coordinator elsewhere does not answer.
+    #[error("no coordinator answers at {url}: {}; is it running, and is --coordinator right?", chain(&**status))]
+    Unreachable {
+        /// Where it should be.
+        url: String,
+        /// What happened instead.
+        status: Box<tonic::Status>,
+    },
     /// A call was refused or failed.
     #[error("{what}: {}", status.message())]
     Call {
@@ -207,6 +215,7 @@ impl CliError {
                 _ => Exit::Output,
             },
             Self::Store(_) | Self::Stdout(_) => Exit::Io,
+            Self::Unreachable { .. } => Exit::Unavailable,
             Self::Start { .. }
             | Self::Gone { .. }
             | Self::Transport(_)
@@ -309,6 +318,7 @@ fn failed_exit(reason: Reason) -> Exit {
         Reason::OutputWrong
         | Reason::RunNotFound
         | Reason::RunEnded
+        | Reason::RunActive
         | Reason::RunCancelled
         | Reason::ReportNotReady
         | Reason::RequestIdReused
@@ -317,6 +327,7 @@ fn failed_exit(reason: Reason) -> Exit {
         | Reason::GenerationStale
         | Reason::FactorsUnknown
         | Reason::VersionMismatch
+        | Reason::Unauthenticated
         | Reason::JournalCorrupt
         | Reason::DigestMismatch
         | Reason::ObjectNotFound

@@ -7,10 +7,9 @@ use proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use service::retry::{CALL_TIMEOUT, within};
 use service::status::chain;
 use service::transport::MemoryIncoming;
-use service::{Connector, MemoryNetwork, Peers, Retry, Shutdown, Store};
+use service::{Connector, Guard, MemoryNetwork, Peers, Retry, Shutdown, Store, Wire};
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use types::WorkerId;
 
@@ -18,8 +17,11 @@ const COORDINATOR: &str = "coordinator";
 const CALIBRATOR: &str = "calibrator";
 const SURGEON: &str = "surgeon";
 
+/// The command follows one run and waits for no other.
+const ALL_RUNS: usize = usize::MAX;
+
 /// The coordinator's client, as this program uses it.
-pub(crate) type Client = CoordinatorServiceClient<Channel>;
+pub(crate) type Client = CoordinatorServiceClient<Wire>;
 
 /// Makes a call that may be repeated, with a deadline, until it is answered or refused.
 pub(crate) async fn call<R, T, F>(
@@ -67,14 +69,14 @@ impl Local {
     pub(crate) async fn start(store: Store) -> Result<Self, CliError> {
         let network = MemoryNetwork::new();
         let connector = Connector::new(network.clone());
-        let opened = coordinator::Coordinator::open(store).await;
+        let opened = coordinator::Coordinator::open(store, ALL_RUNS).await;
         let coordinator = opened.map_err(|e| CliError::Start { service: COORDINATOR, message: chain(&e) })?;
         let shutdown = Shutdown::new();
         let token = shutdown.token().clone();
         let incoming = network.listen(COORDINATOR)?;
         let mut serving = JoinSet::new();
         serving.spawn(async move {
-            let served = coordinator.serve(incoming, Peers::SameProcess, token).await;
+            let served = coordinator.serve(incoming, coordinator::Deployment::same_process(), None, token).await;
             (COORDINATOR, served.map_err(|e| chain(&e)))
         });
         Ok(Self {
@@ -94,6 +96,8 @@ impl Local {
             worker: worker_id(CALIBRATOR)?,
             endpoint: endpoint(CALIBRATOR),
             peers: Peers::SameProcess,
+            guard: Guard::open(),
+            admin: None,
             device: deployment.device,
             threads: deployment.threads,
             store: deployment.store.clone(),
@@ -109,6 +113,8 @@ impl Local {
             worker: worker_id(SURGEON)?,
             endpoint: endpoint(SURGEON),
             peers: Peers::SameProcess,
+            guard: Guard::open(),
+            admin: None,
             device: deployment.device,
             threads: deployment.threads,
             store: deployment.store.clone(),

@@ -8,8 +8,9 @@ mod request;
 
 pub(crate) use check::{missing_data, output_parent};
 pub(crate) use command::command;
+pub(crate) use follow::{Follower, run_id};
 pub(crate) use journal::{Journal, journal_of};
-pub(crate) use request::{absolute, usual_seq_len};
+pub(crate) use request::{absolute, spec, unchecked, usual_seq_len};
 
 use crate::args::{MachineArgs, PruneArgs};
 use crate::error::{CliError, report_error};
@@ -18,7 +19,6 @@ use crate::output::{print, print_json, print_line, tell};
 use crate::progress::Display;
 use crate::report;
 use crate::summary::Summary;
-use follow::Follower;
 use model::ModelFolder;
 use proto::v1;
 use service::telemetry::{self, LogFormat};
@@ -37,9 +37,9 @@ const PAGE: i32 = 1000;
 /// Prunes a model.
 pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
     let display = start_display(args.quiet)?;
-    request::target(args)?;
-    let folder = ModelFolder::open(&args.model)?;
-    let spec = request::spec(args, folder.config())?;
+    request::target(&args.run)?;
+    let folder = ModelFolder::open(&args.run.model)?;
+    let spec = request::spec(&args.run, folder.config())?;
     let output = PathBuf::from(&spec.output);
     let state = std::path::absolute(args.state()).map_err(|source| CliError::Setup { what: "find --state", source })?;
     if output.exists() && !state.exists() {

@@ -2,6 +2,8 @@
 //!
 //! Holds helpers only; the tests are in `tests/`. Never a dependency of anything.
 
+pub mod cluster;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,4 +1,4 @@
-//! Who gets what: calibration samples into shards, blocks to surgeons. Does not know workers, only how many.
+//! Who gets what: calibration samples into shards, tasks to workers. Does not know workers, only how many.
 
 /// What the split of the calibration data depends on. Part of the run, never of a worker: it sets the order of sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,11 +74,10 @@ pub fn shards(sweep: &Sweep) -> Vec<ShardPlan> {
         .collect()
 }
 
-/// Returns the surgeon of each block, in block order: contiguous, their numbers of blocks at most one apart. Empty when
-/// there is no surgeon.
-pub fn owners(blocks: u32, surgeons: u32) -> Vec<u32> {
-    let of = |surgeon: u32| share(u64::from(blocks), u64::from(surgeon), u64::from(surgeons));
-    (0..surgeons).flat_map(|surgeon| (of(surgeon)..of(surgeon + 1)).map(move |_| surgeon)).collect()
+/// Returns how many more of `total` things, which are with somebody or with nobody, one of `workers` may take who has `own`.
+/// Everybody's share is the same, rounded up, so that the shares hold everything.
+pub fn fair_share(total: usize, own: usize, workers: usize) -> usize {
+    total.div_ceil(workers.max(1)).saturating_sub(own)
 }
 
 /// Returns where part `part` of `parts` begins among `total` things.
@@ -157,13 +156,18 @@ mod tests {
         }
 
         #[test]
-        fn every_block_has_one_owner(blocks in 0_u32..200, surgeons in 1_u32..50) {
-            let owner = owners(blocks, surgeons);
-            prop_assert_eq!(owner.len(), blocks as usize);
-            prop_assert!(owner.is_sorted());
-            let load = |s| owner.iter().filter(|o| **o == s).count();
-            let loads: Vec<_> = (0..surgeons).map(load).collect();
-            prop_assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1, "{:?}", loads);
+        fn shares_hold_everything_and_are_as_small_as_that_allows(total in 0_usize..200, workers in 1_usize..50) {
+            let mut own = vec![0; workers];
+            let mut left = total;
+            // Who asks first is served first, as often as it likes.
+            for own in &mut own {
+                let taken = fair_share(total, *own, workers).min(left);
+                *own += taken;
+                left -= taken;
+                prop_assert_eq!(fair_share(total, *own, workers).min(left), 0);
+            }
+            prop_assert_eq!(left, 0);
+            prop_assert!(own.iter().all(|n| *n <= total.div_ceil(workers)));
         }
     }
 }

@@ -51,6 +51,11 @@ pub struct History {
 }
 
 impl History {
+    /// Says whether nothing has gone wrong yet.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Adds a setback. Releases leave no trace; classes that are never retried, or that say nothing about the task,
     /// are not counted.
     pub fn record(&mut self, setback: Setback, worker: &WorkerId) {

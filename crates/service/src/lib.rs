@@ -4,9 +4,13 @@
 //! Invariants: every queue is bounded, every call has a deadline, every retry a limit and jitter; nothing is visible in
 //! the store half-written. This crate knows no tensors, no curvature and no schedule, and takes no decision about a run.
 
+pub mod access;
 pub mod checkpoint;
 pub mod compute;
 pub mod keys;
+pub mod listen;
+pub mod network;
+pub mod program;
 pub mod request_id;
 pub mod retry;
 pub mod server;
@@ -14,9 +18,11 @@ pub mod shutdown;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;
 pub mod worker;
 
+pub use access::{Guard, TokenFile};
 pub use compute::{ComputeError, ComputeHandle, ComputeThread};
 pub use request_id::RequestIds;
 pub use retry::Retry;
@@ -24,5 +30,5 @@ pub use server::{Peers, Server};
 pub use shutdown::Shutdown;
 pub use status::Reason;
 pub use store::{Store, StoreError};
-pub use transport::{Connector, MemoryNetwork, TransportError};
+pub use transport::{Connector, MemoryNetwork, TransportError, Wire};
 pub use worker::{Lease, LeaseError, Leased, TaskHandler, WorkerError, WorkerOptions, run_worker};

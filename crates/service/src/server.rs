@@ -3,6 +3,8 @@
 //! Handlers of long streams must end them when the same token fires: a graceful stop waits for open streams, until the
 //! grace is over.
 
+use crate::access::Guard;
+use crate::listen::Listener;
 use crate::transport::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES};
 use futures::Stream;
 use std::convert::Infallible;
@@ -13,6 +15,7 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -36,18 +39,44 @@ pub struct Server {
     health: HealthReporter,
     names: Vec<&'static str>,
     peers: Peers,
+    /// Where health is told to probes that speak neither TLS nor tokens; nothing else is there.
+    admin: Option<Listener>,
+    admin_routes: Routes,
 }
 
 impl Server {
     /// Returns a server that has only its health to tell.
     pub fn new(peers: Peers) -> Self {
         let (health, service) = tonic_health::server::health_reporter();
-        Self { routes: Routes::new(service), health, names: Vec::new(), peers }
+        let admin_routes = Routes::new(service.clone());
+        let routes = reflection(Routes::new(service));
+        Self { routes, health, names: Vec::new(), peers, admin: None, admin_routes }
     }
 
-    /// Adds a service.
+    /// Tells health on a port of its own as well, for probes.
     #[must_use]
-    pub fn add_service<S>(mut self, service: S) -> Self
+    pub fn with_admin(self, admin: Option<Listener>) -> Self {
+        Self { admin, ..self }
+    }
+
+    /// Adds a service for everybody.
+    #[must_use]
+    pub fn add_service<S>(self, service: S) -> Self
+    where
+        S: tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.add_guarded(service, Guard::open())
+    }
+
+    /// Adds a service for those whom the guard lets through.
+    #[must_use]
+    pub fn add_guarded<S>(mut self, service: S, guard: Guard) -> Self
     where
         S: tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible>
             + NamedService
@@ -58,7 +87,7 @@ impl Server {
         S::Future: Send + 'static,
     {
         self.names.push(S::NAME);
-        self.routes = self.routes.add_service(service);
+        self.routes = self.routes.add_service(InterceptedService::new(service, guard));
         self
     }
 
@@ -74,6 +103,11 @@ impl Server {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
         report(&self.health, &self.names, ServingStatus::Serving).await;
+        let _admin = self.admin.map(|listener| {
+            let server = builder(self.peers).add_routes(self.admin_routes);
+            let served = server.serve_with_incoming(listener.incoming());
+            AbortOnDrop(tokio::spawn(served))
+        });
         let router = builder(self.peers).add_routes(self.routes);
         let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         let overdue = async {
@@ -88,6 +122,28 @@ impl Server {
                 Ok(())
             }
         }
+    }
+}
+
+/// Adds what tells the contract to clients that have no copy of it. A contract that cannot be told is left untold.
+fn reflection(routes: Routes) -> Routes {
+    let builder =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS);
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "the contract cannot be told by reflection");
+            routes
+        }
+    }
+}
+
+/// Ends a task with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<Result<(), tonic::transport::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

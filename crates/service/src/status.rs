@@ -67,6 +67,8 @@ reasons! {
     RunNotFound = "RUN_NOT_FOUND", NotFound;
     /// The run has ended; ended runs stay as they are.
     RunEnded = "RUN_ENDED", FailedPrecondition;
+    /// The run is under way, which this call is not for; pause or cancel it first.
+    RunActive = "RUN_ACTIVE", FailedPrecondition;
     /// The run was cancelled by its caller.
     RunCancelled = "RUN_CANCELLED", Cancelled;
     /// The run was paused by its caller, or the program was stopped.
@@ -83,6 +85,8 @@ reasons! {
     GenerationStale = "GENERATION_STALE", Aborted;
     /// The calibrator does not hold the asked factors.
     FactorsUnknown = "FACTORS_UNKNOWN", NotFound;
+    /// The caller showed neither a certificate nor a token that the service wants.
+    Unauthenticated = "UNAUTHENTICATED", Unauthenticated;
     /// Versions of the program or of libtorch differ, which would change numbers.
     VersionMismatch = "VERSION_MISMATCH", FailedPrecondition;
     /// Another coordinator writes this run's journal; this one stops.

@@ -29,6 +29,12 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// An address of no store that we know.
+    #[error("'{address}' is no store; name a folder, as /path or file:///path")]
+    BadAddress {
+        /// What was given.
+        address: String,
+    },
     /// Nothing is there.
     #[error("'{key}' is not in the store")]
     NotFound {
@@ -74,7 +80,7 @@ impl StoreError {
     /// Returns the reason that goes on the wire and into a paused run.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::BadKey { .. } => Reason::MessageInvalid,
+            Self::BadKey { .. } | Self::BadAddress { .. } => Reason::MessageInvalid,
             Self::NotFound { .. } => Reason::ObjectNotFound,
             Self::AlreadyExists { .. } => Reason::ObjectExists,
             Self::Full { .. } => Reason::StoreFull,
@@ -99,6 +105,18 @@ impl Store {
         let folder = folder.canonicalize().map_err(|e| failure(&key, e.into()))?;
         let objects = LocalFileSystem::new_with_prefix(&folder).map_err(|e| failed(&key, e))?.with_fsync(true);
         Ok(Self { objects: Arc::new(objects), folder: Some(folder) })
+    }
+
+    /// Returns the store at a folder or `file:///folder`.
+    ///
+    /// # Errors
+    /// [`StoreError::BadAddress`] for anything else; what opening a folder fails with.
+    pub fn open(address: &str) -> Result<Self, StoreError> {
+        match address.split_once("://") {
+            None if !address.is_empty() => Self::open_local(Path::new(address)),
+            Some(("file", path)) if path.starts_with('/') => Self::open_local(Path::new(path)),
+            _ => Err(StoreError::BadAddress { address: address.chars().take(MAX_KEY).collect() }),
+        }
     }
 
     /// Returns an empty store that lives as long as its clones.

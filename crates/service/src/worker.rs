@@ -4,12 +4,16 @@
 //! whose tasks wait for each other (a surgeon's blocks fill a calibrator's shelf together) must allow several, so that a
 //! task given back is leased again while its siblings wait. A lease lives as long as heartbeats arrive; a task whose lease is lost is dropped by its token. What the tasks are is the handler's matter.
 
+mod args;
 mod client;
 mod heartbeat;
 mod lease;
 
+pub use args::{Place, WorkerArgs};
 pub use lease::{Lease, LeaseError, Leased};
 
+use crate::Wire;
+use crate::program::Exit;
 use client::Client;
 use lease::Leases;
 use proto::v1;
@@ -18,7 +22,6 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::Channel;
 use types::WorkerId;
 
 /// How long the handler has to return on a stop.
@@ -65,9 +68,19 @@ pub enum WorkerError {
     Lost(Status),
 }
 
+impl WorkerError {
+    /// Returns the exit status of a program that ends for this.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Refused(_) => Exit::Refused,
+            Self::Lost(_) => Exit::Unavailable,
+        }
+    }
+}
+
 /// Works for the coordinator behind `channel` until `shutdown` fires, then releases what is unfinished.
 pub async fn run_worker<H: TaskHandler>(
-    channel: Channel,
+    channel: Wire,
     options: WorkerOptions,
     handler: Arc<H>,
     shutdown: CancellationToken,

@@ -5,12 +5,12 @@
 use proto::v1;
 use proto::v1::surgeon_service_client::SurgeonServiceClient;
 use proto::v1::surgeon_service_server::{SurgeonService, SurgeonServiceServer};
+use service::Wire;
 use service::status::{is_transient, reason_of, retry_after, violations_of};
 use service::{Connector, MemoryNetwork, Peers, Reason, Server, TransportError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -49,7 +49,7 @@ fn serve(network: &MemoryNetwork, name: &str, fake: Fake) -> (CancellationToken,
     (stop, tokio::spawn(async { served.await.unwrap() }))
 }
 
-async fn list(channel: &Channel) -> Result<v1::ListBlocksResponse, Status> {
+async fn list(channel: &Wire) -> Result<v1::ListBlocksResponse, Status> {
     let mut client = SurgeonServiceClient::new(channel.clone()).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     client.list_blocks(v1::ListBlocksRequest {}).await.map(Response::into_inner)
 }

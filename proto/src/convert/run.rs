@@ -4,7 +4,7 @@ use super::{Fields, InvalidMessage, MAX_PATHS, MAX_SIZE, MAX_TEXT, REQUEST};
 use crate::v1;
 use types::{
     AttentionUnit, Curvature, DampingScale, Dtype, Fisher, Format, GgufType, Pattern, RunId, RunSpec, Schedule,
-    Scoring, Shape, ShotData, Sizes, Structure, Target, UnitKind, Update,
+    Scoring, Shape, ShotData, Sizes, Structure, Target, UnitKind, Update, WorkerId,
 };
 
 /// Most sizes of a run besides its target.
@@ -19,6 +19,17 @@ pub fn run_name(run: &RunId) -> String {
 pub fn run_of_name(field: &str, name: &str) -> Result<RunId, InvalidMessage> {
     let id = name.strip_prefix("runs/").ok_or_else(|| REQUEST.bad(field, "is not of the form runs/{run}"))?;
     REQUEST.run(field, id)
+}
+
+/// Returns a worker's resource name.
+pub fn worker_name(worker: &WorkerId) -> String {
+    format!("workers/{worker}")
+}
+
+/// Returns the worker that a request names by its resource name `workers/{worker}`.
+pub fn worker_of_name(field: &str, name: &str) -> Result<WorkerId, InvalidMessage> {
+    let id = name.strip_prefix("workers/").ok_or_else(|| REQUEST.bad(field, "is not of the form workers/{worker}"))?;
+    WorkerId::new(id).map_err(|e| REQUEST.bad(field, e.to_string()))
 }
 
 impl From<Structure> for v1::Structure {

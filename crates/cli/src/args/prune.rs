@@ -74,10 +74,9 @@ impl FromStr for DampingPair {
     }
 }
 
-/// Flags of `prune`.
+/// Flags that say what a run is: all that can change a number, and where the result goes.
 #[derive(Debug, Clone, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "one a flag")]
-pub(crate) struct PruneArgs {
+pub(crate) struct RunArgs {
     /// Model folder: config.json, *.safetensors or *.bin, and tokenizer.json, as on the Hugging Face hub
     pub(crate) model: PathBuf,
 
@@ -218,8 +217,6 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Shots")]
     pub(crate) seed: u64,
 
-    #[command(flatten)]
-    pub(crate) machine: MachineArgs,
     /// Number format of weights and activations in forward and backward passes
     #[arg(long, value_parser = parser::<Dtype>(choice::DTYPE), default_value = "f32", help_heading = "Machine")]
     pub(crate) dtype: Dtype,
@@ -242,18 +239,27 @@ pub(crate) struct PruneArgs {
     /// Number format of the matrices in model.gguf
     #[arg(long, value_parser = parser::<GgufType>(choice::GGUF_TYPE), default_value = "auto", help_heading = "Output")]
     pub(crate) gguf_type: GgufType,
-    /// Folder of the run's journal and of what is kept between shots [default: OUT.state]
-    ///
-    /// While a shot lasts it also holds that shot's curvature, which can be many times the model's size. After success it
-    /// may be removed.
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub(crate) state: Option<PathBuf>,
     /// Keep every shot's factors and weights, so that `llm-surgeon materialise` can cut any other size in a minute
     ///
     /// They stay in the state folder until that is removed: many times the model's size for each shot. The order in which
     /// units leave is written there, one JSON line for units that go together.
     #[arg(long, help_heading = "Output")]
     pub(crate) keep_paths: bool,
+}
+
+/// Flags of `prune`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Folder of the run's journal and of what is kept between shots [default: OUT.state]
+    ///
+    /// While a shot lasts it also holds that shot's curvature, which can be many times the model's size. After success it
+    /// may be removed.
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(crate) state: Option<PathBuf>,
     /// No progress; only the folder's path at the end
     #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,
@@ -262,7 +268,7 @@ pub(crate) struct PruneArgs {
     pub(crate) json: bool,
 }
 
-impl PruneArgs {
+impl RunArgs {
     /// Returns the shape: what was asked for, or what fits the structure.
     pub(crate) fn shape(&self) -> Shape {
         self.shape.unwrap_or(if self.structure.structure.keeps_shapes() { Shape::PerLayer } else { Shape::Uniform })
@@ -299,11 +305,13 @@ impl PruneArgs {
         let chosen_anew = self.structure.structure.takes_rounds(self.update, self.curvature);
         self.rounds.unwrap_or(if chosen_anew { USUAL_ROUNDS } else { 1 })
     }
+}
 
+impl PruneArgs {
     /// Returns the state folder: what was asked for, or one beside the output.
     pub(crate) fn state(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| {
-            let mut name = self.out.components().as_path().as_os_str().to_owned(); // without a trailing slash
+            let mut name = self.run.out.components().as_path().as_os_str().to_owned(); // without a trailing slash
             name.push(".state");
             PathBuf::from(name)
         })
@@ -324,31 +332,31 @@ mod tests {
 
     #[test]
     fn defaults_depend_on_the_structure_and_the_output() {
-        assert_eq!(parse(&[]).shape(), Shape::Uniform);
-        assert_eq!(parse(&["--structure", "row-column"]).shape(), Shape::PerLayer);
+        assert_eq!(parse(&[]).run.shape(), Shape::Uniform);
+        assert_eq!(parse(&["--structure", "row-column"]).run.shape(), Shape::PerLayer);
         assert_eq!(parse(&[]).state(), PathBuf::from("o/smaller.state"));
         assert_eq!(parse(&["--state", "s"]).state(), PathBuf::from("s"));
-        assert_eq!(parse(&[]).memory, 1 << 30);
+        assert_eq!(parse(&[]).run.memory, 1 << 30);
     }
 
     #[test]
     fn shots_are_as_many_as_help() {
-        assert_eq!(parse(&[]).shots(), 1);
-        assert_eq!(parse(&["--structure", "2:4"]).shots(), 1);
-        assert_eq!(parse(&["--structure", "row-column"]).shots(), USUAL_ROW_COLUMN_SHOTS);
-        assert_eq!(parse(&["--schedule", "adaptive"]).shots(), USUAL_ADAPTIVE_SHOTS);
-        assert_eq!(parse(&["--schedule", "adaptive", "--shots", "3"]).shots(), 3);
+        assert_eq!(parse(&[]).run.shots(), 1);
+        assert_eq!(parse(&["--structure", "2:4"]).run.shots(), 1);
+        assert_eq!(parse(&["--structure", "row-column"]).run.shots(), USUAL_ROW_COLUMN_SHOTS);
+        assert_eq!(parse(&["--schedule", "adaptive"]).run.shots(), USUAL_ADAPTIVE_SHOTS);
+        assert_eq!(parse(&["--schedule", "adaptive", "--shots", "3"]).run.shots(), 3);
     }
 
     #[test]
     fn damping_is_one_number_or_a_pair() {
-        assert_eq!(parse(&[]).damping(), DampingPair { a: 0.1, g: 0.01 });
-        assert_eq!(parse(&["--damping-scale", "mean"]).damping(), DampingPair { a: 0.01, g: 0.01 });
-        assert_eq!(parse(&["--structure", "element"]).damping(), DampingPair { a: 0.1, g: 0.1 });
-        assert_eq!(parse(&["--structure", "row-column"]).damping(), DampingPair { a: 0.1, g: 0.3 });
+        assert_eq!(parse(&[]).run.damping(), DampingPair { a: 0.1, g: 0.01 });
+        assert_eq!(parse(&["--damping-scale", "mean"]).run.damping(), DampingPair { a: 0.01, g: 0.01 });
+        assert_eq!(parse(&["--structure", "element"]).run.damping(), DampingPair { a: 0.1, g: 0.1 });
+        assert_eq!(parse(&["--structure", "row-column"]).run.damping(), DampingPair { a: 0.1, g: 0.3 });
         let of_the_paper = ["--structure", "row-column", "--damping-scale", "mean"];
-        assert_eq!(parse(&of_the_paper).damping(), DampingPair { a: 0.01, g: 0.01 });
-        assert_eq!(parse(&["--damping", "0.2"]).damping(), DampingPair { a: 0.2, g: 0.2 });
+        assert_eq!(parse(&of_the_paper).run.damping(), DampingPair { a: 0.01, g: 0.01 });
+        assert_eq!(parse(&["--damping", "0.2"]).run.damping(), DampingPair { a: 0.2, g: 0.2 });
         assert_eq!("0.01".parse(), Ok(DampingPair { a: 0.01, g: 0.01 }));
         assert_eq!("0.01, 0.1".parse(), Ok(DampingPair { a: 0.01, g: 0.1 }));
         for bad in ["", "x", "0.1,", "NaN", "1,2,3"] {

@@ -11,6 +11,8 @@ pub(crate) enum Exit {
     Failed,
     /// Asked for something that cannot be.
     Usage,
+    /// A coordinator elsewhere does not answer.
+    Unavailable,
     /// An input is not there or not what it should be.
     Input,
     /// The output is there already or cannot be created.
@@ -27,11 +29,12 @@ pub(crate) enum Exit {
 
 impl Exit {
     /// Every status, as the help lists them.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
         Self::Input,
+        Self::Unavailable,
         Self::Output,
         Self::Io,
         Self::Paused,
@@ -46,6 +49,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage => 64,
             Self::Input => 66,
+            Self::Unavailable => 69,
             Self::Output => 73,
             Self::Io => 74,
             Self::Paused => 75,
@@ -60,6 +64,7 @@ impl Exit {
             Self::Failed => "failed; the message says why",
             Self::Usage => "a flag, a target or a kind of model that cannot be",
             Self::Input => "model or data missing, unreadable, damaged or too small",
+            Self::Unavailable => "no coordinator answers; try again",
             Self::Output => "the output exists already or cannot be created",
             Self::Io => "reading or writing failed, for instance because the disk is full; the same command goes on",
             Self::Paused => "paused; the same command goes on",

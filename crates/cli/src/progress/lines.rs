@@ -100,6 +100,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         | Event::BlockUpdated(_)
         | Event::Succeeded
         | Event::Failed { .. }
+        | Event::Paused
         | Event::Cancelled => None,
     }
 }

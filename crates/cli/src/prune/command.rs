@@ -89,7 +89,7 @@ fn prune_words(spec: &RunSpec, state: &str) -> Vec<String> {
     }
     words.extend(SWITCHES.iter().filter(|(_, on)| on(spec)).map(|(flag, _)| (*flag).to_owned()));
     for flags in [&FLAGS[..], &FOLLOWING] {
-        let usual = parsed(&words).and_then(|args| request::unchecked(&args, spec.seq_len).ok());
+        let usual = parsed(&words).and_then(|args| request::unchecked(&args.run, spec.seq_len).ok());
         for (flag, value) in flags {
             let asked = value(spec);
             // Where the words cannot be read back, every flag is told.
@@ -210,7 +210,7 @@ mod tests {
             for state in ["/out/small.state", "/elsewhere"] {
                 let line = command(&spec, state);
                 let args = parsed(&split(&line)).unwrap_or_else(|| panic!("{line}"));
-                assert_eq!(request::unchecked(&args, 1).unwrap(), spec, "{line}");
+                assert_eq!(request::unchecked(&args.run, 1).unwrap(), spec, "{line}");
                 assert_eq!(args.state().to_str(), Some(state));
             }
         }

@@ -15,7 +15,7 @@ use types::{RunReport, RunSpec};
 
 /// A run that reached its end well.
 #[derive(Debug)]
-pub(super) struct Finished {
+pub(crate) struct Finished {
     /// Its journal, folded.
     pub(super) history: History,
     /// Where its time went.
@@ -24,7 +24,7 @@ pub(super) struct Finished {
 
 /// Follows one run.
 #[derive(Debug)]
-pub(super) struct Follower {
+pub(crate) struct Follower {
     client: Client,
     name: String,
     progress: Progress,
@@ -39,7 +39,7 @@ pub(super) struct Follower {
 impl Follower {
     /// Returns a follower of a run that was just created or found.
     /// Records from before `started` are an earlier start's.
-    pub(super) fn new(
+    pub(crate) fn new(
         client: Client,
         run: &v1::Run,
         spec: &RunSpec,
@@ -73,6 +73,24 @@ impl Follower {
             Ok(ended) => self.conclude(&ended?),
             Err(Some(gone)) => Err(gone),
             Err(None) => Err(self.pause(local, signals).await),
+        }
+    }
+
+    /// Follows until the run ends, which goes on when a signal ends the following.
+    pub(crate) async fn watch_it_end(&mut self, signals: &Shutdown) -> Result<Finished, CliError> {
+        let ended = tokio::select! {
+            biased;
+            () = signals.token().cancelled() => None,
+            ended = self.follow() => Some(ended),
+        };
+        self.progress.finish();
+        let run = run_id(&self.name);
+        match ended {
+            Some(ended) => self.conclude(&ended?),
+            None => Err(CliError::Interrupted {
+                signal: signals.signal().unwrap_or(service::shutdown::Signal::Terminate),
+                what: format!("run {run} goes on; llm-surgeon watch {run} follows it again"),
+            }),
         }
     }
 
@@ -132,7 +150,7 @@ impl Follower {
             v1::RunState::Failed => Err(CliError::Failed { run, code, reason }),
             v1::RunState::Paused => Err(CliError::Paused { run, code, reason }),
             v1::RunState::Cancelled => Err(CliError::Cancelled { run }),
-            v1::RunState::Running | v1::RunState::Unspecified => {
+            v1::RunState::Running | v1::RunState::Queued | v1::RunState::Unspecified => {
                 Err(CliError::Unreadable(format!("run {run} ended, but is still running")))
             }
         }
@@ -173,6 +191,6 @@ pub(super) async fn report(client: &Client, name: &str) -> Result<RunReport, Cli
 }
 
 /// Returns a run's id out of its name.
-pub(super) fn run_id(name: &str) -> &str {
+pub(crate) fn run_id(name: &str) -> &str {
     name.strip_prefix("runs/").unwrap_or(name)
 }

@@ -1,6 +1,6 @@
 //! From flags to a run specification. Paths become absolute, so that the same command means the same run from anywhere.
 
-use crate::args::PruneArgs;
+use crate::args::RunArgs;
 use crate::error::CliError;
 use model::ModelConfig;
 use std::path::Path;
@@ -10,12 +10,12 @@ use types::{RunSpec, Target};
 const USUAL_SEQ_LEN: u64 = 2048;
 
 /// Returns the specification that the flags ask for, or all that is wrong with it.
-pub(super) fn spec(args: &PruneArgs, config: &ModelConfig) -> Result<RunSpec, CliError> {
+pub(crate) fn spec(args: &RunArgs, config: &ModelConfig) -> Result<RunSpec, CliError> {
     unchecked(args, usual_seq_len(config))?.validated().map_err(CliError::Spec)
 }
 
 /// Returns the same without a look at what makes sense together; `usual_seq_len`: tokens of a sample if none are asked for.
-pub(super) fn unchecked(args: &PruneArgs, usual_seq_len: u64) -> Result<RunSpec, CliError> {
+pub(crate) fn unchecked(args: &RunArgs, usual_seq_len: u64) -> Result<RunSpec, CliError> {
     let target = target(args)?;
     let absolute_all =
         |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
@@ -69,7 +69,7 @@ pub(super) fn unchecked(args: &PruneArgs, usual_seq_len: u64) -> Result<RunSpec,
 }
 
 /// Returns the size to reach.
-pub(super) fn target(args: &PruneArgs) -> Result<Target, CliError> {
+pub(super) fn target(args: &RunArgs) -> Result<Target, CliError> {
     let advice = "give one of --target-size 0.8, --target-params 110M and --target-bytes 250MiB";
     args.target().ok_or_else(|| CliError::Usage(format!("no target: {advice}")))
 }

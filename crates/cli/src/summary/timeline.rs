@@ -66,6 +66,7 @@ impl Timeline {
             | Event::ShotTakenBack { .. }
             | Event::Succeeded
             | Event::Failed { .. }
+            | Event::Paused
             | Event::Cancelled => {}
         }
     }

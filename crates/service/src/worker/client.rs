@@ -4,13 +4,12 @@ use super::WorkerOptions;
 use super::lease::Lease;
 use crate::retry::{CALL_TIMEOUT, Retry, within};
 use crate::status::reason_of;
-use crate::{Reason, RequestIds};
+use crate::{Reason, RequestIds, Wire};
 use proto::v1;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// How long the coordinator may hold back an answer while there is no task.
 const LEASE_WAIT: Duration = Duration::from_secs(20);
@@ -18,7 +17,7 @@ const LEASE_WAIT: Duration = Duration::from_secs(20);
 /// Calls the coordinator as one worker; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
-    service: WorkerServiceClient<Channel>,
+    service: WorkerServiceClient<Wire>,
     options: Arc<WorkerOptions>,
     ids: RequestIds,
 }
@@ -34,7 +33,7 @@ impl Client {
         self.options.max_batches.max(1)
     }
 
-    pub(super) fn new(channel: Channel, options: WorkerOptions) -> Self {
+    pub(super) fn new(channel: Wire, options: WorkerOptions) -> Self {
         let service = WorkerServiceClient::new(channel)
             .max_decoding_message_size(proto::MAX_CONTROL_BYTES)
             .max_encoding_message_size(proto::MAX_CONTROL_BYTES);
