@@ -19,7 +19,7 @@ next on the same store goes on with every run where its journal ends.";
 #[derive(Debug, Clone, Parser)]
 #[command(name = "coordinator", version, about = ABOUT, max_term_width = 110)]
 pub struct Args {
-    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share
+    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or s3://BUCKET/PREFIX
     #[arg(long, value_name = "STORE", help_heading = "Storage")]
     store: String,
     /// Runs under way at a time; later ones wait for their turn
@@ -45,7 +45,7 @@ pub async fn serve(args: Args, shutdown: Shutdown) -> Result<(), Failure> {
     let network = args.network.open().await?;
     let at_store =
         |error: &dyn std::error::Error| Failure::new(Exit::Store, format!("--store {}: {}", args.store, chain(error)));
-    let store = Store::open(&args.store).map_err(|e| at_store(&e))?;
+    let store = Store::open(&args.store).await.map_err(|e| at_store(&e))?;
     let coordinator = Coordinator::open(store, args.parallel_runs as usize).await.map_err(|e| at_store(&e))?;
     coordinator.resume_all().await;
     let deployment = Deployment { peers: Peers::Network, public: network.public, workers: network.between_services };

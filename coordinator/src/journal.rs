@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use service::keys;
 use service::store::{Store, StoreError};
+use std::time::Duration;
 use tokio::sync::Mutex;
 use types::RunId;
 
@@ -61,6 +62,12 @@ struct Envelope {
     record: Box<RawValue>,
 }
 
+/// How often a takeover is tried: its record goes where another coordinator may put its own at the same moment.
+const MAX_TAKEOVERS: u32 = 100;
+/// How often a record is written again that is neither there nor could be created.
+const MAX_TRIES: u32 = 5;
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
+
 /// What a record says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -111,6 +118,7 @@ impl Journal {
         // Held across the write: records are strictly one after the other. A cancelled append leaves `next` as it was, and
         // the next one finds its own nonce under that number.
         let mut next = self.next.lock().await;
+        let mut tries = 0;
         loop {
             let sequence = *next;
             let key = keys::record(&self.run, sequence);
@@ -119,7 +127,16 @@ impl Journal {
             match self.store.create(&key, Bytes::from(envelope)).await {
                 Ok(()) => {}
                 Err(StoreError::AlreadyExists { .. }) => {
-                    let (found, _) = read(&self.store, &self.run, sequence).await?;
+                    let found = match read(&self.store, &self.run, sequence).await? {
+                        Some((found, _)) => found,
+                        // S3 may say so though nothing has landed, when two writers were at it.
+                        None if tries < MAX_TRIES => {
+                            tries += 1;
+                            tokio::time::sleep(BETWEEN_TRIES).await;
+                            continue;
+                        }
+                        None => return Err(missing(&self.run, sequence)),
+                    };
                     if !written_by(&found.json, &self.writer) {
                         return Err(JournalError::Fenced { run: self.run.clone(), sequence });
                     }
@@ -134,6 +151,42 @@ impl Journal {
             *next = sequence + 1;
             return Ok(Stored { sequence, time_ms, json });
         }
+    }
+
+    /// Takes the run over from whoever had it: appends that we have it, after whatever the other still appends meanwhile.
+    /// What that was is added to `records`. The other meets our record and stops.
+    pub(crate) async fn take_over(
+        &self,
+        records: &mut Vec<(Stored, Event)>,
+        now_ms: impl Fn() -> u64,
+    ) -> Result<(), JournalError> {
+        for _ in 0..MAX_TAKEOVERS {
+            let epochs = records.iter().rev().find_map(|(_, event)| match event {
+                Event::TakenOver { epoch } => Some(*epoch),
+                _ => None,
+            });
+            let event = Event::TakenOver { epoch: epochs.unwrap_or(0) + 1 };
+            match self.append(&event, now_ms()).await {
+                Ok(stored) => {
+                    records.push((stored, event));
+                    return Ok(());
+                }
+                Err(JournalError::Fenced { .. }) => self.catch_up(records).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        let sequence = *self.next.lock().await;
+        Err(JournalError::Fenced { run: self.run.clone(), sequence })
+    }
+
+    /// Reads what another has appended.
+    async fn catch_up(&self, records: &mut Vec<(Stored, Event)>) -> Result<(), JournalError> {
+        let mut next = self.next.lock().await;
+        while let Some(record) = read(&self.store, &self.run, *next).await? {
+            records.push(record);
+            *next += 1;
+        }
+        Ok(())
     }
 
     fn encode(&self, event: &Event, sequence: u64, time_ms: u64) -> Result<String, JournalError> {
@@ -153,18 +206,21 @@ pub async fn replay(store: &Store, run: &RunId) -> Result<Vec<(Stored, Event)>, 
     let keys = store.list(&prefix).await.map_err(|source| JournalError::Store { run: run.clone(), source })?;
     let mut records = Vec::with_capacity(keys.len());
     for sequence in 1..=keys.len() as u64 {
-        records.push(read(store, run, sequence).await?);
+        records.push(read(store, run, sequence).await?.ok_or_else(|| missing(run, sequence))?);
     }
     Ok(records)
 }
 
-async fn read(store: &Store, run: &RunId, sequence: u64) -> Result<(Stored, Event), JournalError> {
+fn missing(run: &RunId, sequence: u64) -> JournalError {
+    JournalError::Corrupt { key: keys::record(run, sequence), problem: "it is missing between other records".into() }
+}
+
+/// Returns a record and its event; nothing if there is none.
+async fn read(store: &Store, run: &RunId, sequence: u64) -> Result<Option<(Stored, Event)>, JournalError> {
     let key = keys::record(run, sequence);
     let bytes = match store.get(&key).await {
         Ok(bytes) => bytes,
-        Err(StoreError::NotFound { .. }) => {
-            return Err(JournalError::Corrupt { key, problem: "it is missing between other records".into() });
-        }
+        Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(source) => return Err(JournalError::Store { run: run.clone(), source }),
     };
     let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|e| corrupt(&key, &e))?;
@@ -183,7 +239,7 @@ async fn read(store: &Store, run: &RunId, sequence: u64) -> Result<(Stored, Even
         return Err(JournalError::Corrupt { key, problem });
     }
     let event = serde_json::from_value(serde_json::Value::Object(record.event)).map_err(|e| corrupt(&key, &e))?;
-    Ok((Stored { sequence, time_ms: record.time_ms, json: json.to_owned() }, event))
+    Ok(Some((Stored { sequence, time_ms: record.time_ms, json: json.to_owned() }, event)))
 }
 
 fn seal(json: &str) -> serde_json::Result<Vec<u8>> {

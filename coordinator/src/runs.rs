@@ -2,7 +2,7 @@
 
 use crate::error::{Consequence, RunError};
 use crate::event::{Ending, Event};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, JournalError};
 use crate::pool::Pool;
 use crate::run::{Run, Standing, now_ms};
 use crate::shot::run_to_the_end;
@@ -238,8 +238,15 @@ impl Coordinator {
         }
     }
 
-    /// Returns the first name of this spec whose run has not failed or been cancelled.
+    /// Returns the name of this spec's run that has not failed or been cancelled, or the first that is free.
     fn name_for(&self, spec: &RunSpec) -> RunId {
+        let goes_on = |run: &&Arc<Run>| {
+            run.spec() == spec && !matches!(run.standing().state, v1::RunState::Failed | v1::RunState::Cancelled)
+        };
+        // Specs of earlier programs had fewer fields, and so other names.
+        if let Some(run) = self.all().iter().find(goes_on) {
+            return run.id().clone();
+        }
         let json = serde_json::to_vec(spec).unwrap_or_default();
         let digest = blake3::hash(&json).to_hex();
         let base = format!("r-{}", &digest.as_str()[..16]);
@@ -255,21 +262,25 @@ impl Coordinator {
 
     async fn start(&self, id: RunId, spec: RunSpec) -> Result<Arc<Run>, RunError> {
         let shared = &self.shared;
-        let (journal, records) = Journal::open(shared.store.clone(), id.clone(), shared.writer.clone()).await?;
-        let fresh = records.is_empty();
+        let (journal, mut records) = Journal::open(shared.store.clone(), id.clone(), shared.writer.clone()).await?;
+        if records.is_empty() {
+            let event = Event::Created { spec: spec.clone() };
+            match journal.append(&event, now_ms()).await {
+                Ok(stored) => records.push((stored, event)),
+                Err(JournalError::Fenced { .. }) => {} // another was quicker; the takeover reads what it wrote
+                Err(error) => return Err(error.into()),
+            }
+        }
+        journal.take_over(&mut records, now_ms).await?;
         let run = Run::new(
             id.clone(),
-            spec.clone(),
+            spec,
             shared.store.clone(),
             shared.pool.clone(),
             Some(journal),
             records,
             Standing::plain(v1::RunState::Running),
         );
-        if fresh {
-            run.record(Event::Created { spec }).await?;
-        }
-        run.record(Event::TakenOver { epoch: run.history(|h| h.epoch) + 1 }).await?;
         let run = Arc::new(run);
         self.runs().insert(id, run.clone());
         tokio::spawn(drive(run.clone(), self.shared.clone()));

@@ -44,6 +44,7 @@ pub fn shard_plan(spec: &RunSpec, model: &ModelDescription) -> Vec<ShardPlan> {
         // Boundary states of every draw are kept at once.
         memory: spec.memory / u64::from(spec.fisher_samples),
         max_batch_tokens: MAX_BATCH_TOKENS,
+        min_shards: spec.shards.into(),
     })
 }
 

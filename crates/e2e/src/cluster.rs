@@ -15,12 +15,20 @@ pub struct Cluster {
     folder: PathBuf,
     services: BTreeMap<String, Child>,
     flags: Vec<String>,
+    store: String,
+    variables: Vec<(String, String)>,
 }
 
 impl Cluster {
     /// Returns a cluster without services.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), services: BTreeMap::new(), flags: Vec::new() }
+        Self {
+            folder: folder.to_owned(),
+            services: BTreeMap::new(),
+            flags: Vec::new(),
+            store: folder.join("store").display().to_string(),
+            variables: Vec::new(),
+        }
     }
 
     /// Returns it with flags that every service gets.
@@ -30,7 +38,15 @@ impl Cluster {
         self
     }
 
-    /// Returns the store's folder.
+    /// Returns it on another store than a folder of its own, with variables of the environment for that.
+    #[must_use]
+    pub fn with_store(mut self, store: &str, variables: &[(&str, &str)]) -> Self {
+        store.clone_into(&mut self.store);
+        self.variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self
+    }
+
+    /// Returns the store's folder, unless it was given another store.
     pub fn store(&self) -> PathBuf {
         self.folder.join("store")
     }
@@ -58,7 +74,11 @@ impl Cluster {
         std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let log = std::fs::File::options().create(true).append(true).open(self.log(name));
         let log = log.unwrap_or_else(|e| panic!("the log of {name}: {e}"));
-        command.arg("--store").arg(self.store()).args(["--listen", &self.endpoint(name)]);
+        command
+            .envs(self.variables.iter().cloned())
+            .arg("--store")
+            .arg(&self.store)
+            .args(["--listen", &self.endpoint(name)]);
         if program != "coordinator" {
             command.args(["--coordinator", &self.endpoint("coordinator"), "--worker", name]);
             command.args(["--device", "cpu", "--threads", "1"]);
@@ -83,6 +103,16 @@ impl Cluster {
             let _ = child.kill(); // it may have ended
             let _ = child.wait();
         }
+    }
+
+    /// Waits for a service that ends by itself, and returns its exit status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn ended(&mut self, name: &str) -> Option<i32> {
+        let mut child = self.services.remove(name)?;
+        let ended = until(|| child.try_wait().ok().flatten());
+        ended.unwrap_or_else(|| panic!("{name} does not end")).code()
     }
 
     /// Sends a signal to a service.

@@ -23,15 +23,29 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// Returns the folder of what the scripts have made.
+fn cache() -> PathBuf {
+    let home = || std::env::var("HOME").map(|home| format!("{home}/.cache"));
+    let base = || std::env::var("XDG_CACHE_HOME").or_else(|_| home()).map(|base| format!("{base}/llm-surgeon"));
+    PathBuf::from(std::env::var("LLM_SURGEON_CACHE").or_else(|_| base()).unwrap_or_default())
+}
+
+/// Returns a program of the Python environment `name` that `make test-models` makes in the cache.
+///
+/// # Panics
+/// When it is not there.
+pub fn python_program(environment: &str, program: &str) -> PathBuf {
+    let path = cache().join("venvs").join(environment).join("bin").join(program);
+    assert!(path.is_file(), "{} is missing; run: make test-models", path.display());
+    path
+}
+
 /// Returns the glassllm model that `make test-models` converts into the cache.
 ///
 /// # Panics
 /// When it is not there.
 pub fn glassllm() -> PathBuf {
-    let home = || std::env::var("HOME").map(|home| format!("{home}/.cache"));
-    let base = || std::env::var("XDG_CACHE_HOME").or_else(|_| home()).map(|base| format!("{base}/llm-surgeon"));
-    let cache = std::env::var("LLM_SURGEON_CACHE").or_else(|_| base()).unwrap_or_default();
-    let folder = Path::new(&cache).join("models/glassllm-en");
+    let folder = cache().join("models/glassllm-en");
     assert!(folder.join("config.json").is_file(), "{} is missing; run: make test-models", folder.display());
     folder
 }

@@ -137,6 +137,27 @@ fn services_stop_within_their_bound_and_a_run_goes_on_with_who_comes_next() {
     assert_eq!(folder_digest(&output), undisturbed);
 }
 
+#[test]
+fn of_two_coordinators_on_one_store_the_older_one_stops_and_nothing_is_lost() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let undisturbed = in_one_process(&output, &SHARDED);
+    let folder = temp.path().join("cluster");
+    let mut run = Disturbed::start(&folder, &output);
+    for _ in 0..3 {
+        run.more_records(3);
+    }
+    let store = run.store.display().to_string();
+    let mut second = Cluster::new(&temp.path().join("second")).with_store(&store, &[]);
+    second.start(1, 1);
+    assert_eq!(run.cluster.ended("coordinator"), Some(75), "{}", run.cluster.said("coordinator"));
+    let run_name = serde_json::from_str::<serde_json::Value>(&second.ask("list", &["--json"])).unwrap();
+    expect(second.client("watch").arg(run_name["run"].as_str().unwrap()).arg("--quiet"), 0);
+    assert_eq!(folder_digest(&output), undisturbed);
+    let _ = run.follower.kill(); // it waits for the coordinator that has gone
+    let _ = run.follower.wait();
+}
+
 fn submitted(submit: &mut Command) -> String {
     String::from_utf8_lossy(&expect(submit, 0).stdout).trim().to_owned()
 }

@@ -23,6 +23,8 @@ pub struct Sweep {
     pub memory: u64,
     /// Tokens a micro-batch holds at most; beyond it a larger one is no faster.
     pub max_batch_tokens: u64,
+    /// Shards there are at least, as long as there are samples for them: as many as are to be swept at a time.
+    pub min_shards: u64,
 }
 
 /// One shard of the calibration data.
@@ -54,7 +56,8 @@ impl Sweep {
     }
 }
 
-/// Returns contiguous shards that hold every sample once, as few as memory allows, their sizes at most one apart.
+/// Returns contiguous shards that hold every sample once, as few as memory and `min_shards` allow, their sizes at most one
+/// apart.
 ///
 /// A shard's boundary states take at most half of `memory`, a micro-batch's graph at most a quarter; where not even one
 /// sample fits, a shard or micro-batch is one sample.
@@ -64,7 +67,7 @@ pub fn shards(sweep: &Sweep) -> Vec<ShardPlan> {
     let micro_batch = fits(sweep.memory / 4, sweep.graph_bytes_per_sample())
         .min(sweep.max_batch_tokens / sweep.seq_len.max(1))
         .max(1);
-    let count = sweep.samples.div_ceil(most);
+    let count = sweep.samples.div_ceil(most).max(sweep.min_shards.min(sweep.samples));
     (0..count)
         .map(|shard| {
             let first_sample = share(sweep.samples, shard, count);
@@ -103,6 +106,7 @@ mod tests {
             boundary_bytes: 4,
             memory: 1 << 30,
             max_batch_tokens: 2048,
+            min_shards: 1,
         }
     }
 
@@ -117,6 +121,11 @@ mod tests {
         let bf16 = Sweep { boundary_bytes: 2, ..small() };
         assert_eq!(shards(&bf16), [(0, 16, 3), (16, 16, 3)].map(plan));
         assert_eq!(shards(&Sweep { samples: 0, ..small() }), []);
+        let sizes = |min_shards, samples| -> Vec<u64> {
+            shards(&Sweep { samples, min_shards, ..roomy }).iter().map(|s| s.samples).collect()
+        };
+        assert_eq!(sizes(4, 32), [8; 4], "one for each calibrator");
+        assert_eq!(sizes(9, 3), [1; 3], "but none is empty");
     }
 
     fn plan((first_sample, samples, micro_batch): (u64, u64, u64)) -> ShardPlan {

@@ -1,4 +1,4 @@
-//! Bytes by key, on a local folder or in memory: what is there is whole, and stays after a crash.
+//! Bytes by key, on a folder, in a bucket or in memory: what is there is whole, and stays after a crash.
 //!
 //! Writes are atomic (a new object is put beside the old one and renamed) and, on a folder, synced before the call
 //! returns. The store does not know what the keys mean.
@@ -6,17 +6,26 @@
 use crate::status::Reason;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use object_store::ClientOptions;
+use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest key, in bytes.
 const MAX_KEY: usize = 1024;
+/// Longest time for one object to S3 or from there: a gigabyte over a slow link.
+const S3_TIMEOUT: Duration = Duration::from_mins(5);
+const S3_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A key that is asked for to see whether a store answers.
+const PROBE: &str = "runs/probe";
 
 /// What a store can answer but success; by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -30,10 +39,12 @@ pub enum StoreError {
         problem: &'static str,
     },
     /// An address of no store that we know.
-    #[error("'{address}' is no store; name a folder, as /path or file:///path")]
+    #[error("'{address}' is no store; name a folder, as /path or file:///path, or s3://bucket/prefix")]
     BadAddress {
         /// What was given.
         address: String,
+        /// What is wrong with it, when more is known.
+        source: Option<Cause>,
     },
     /// Nothing is there.
     #[error("'{key}' is not in the store")]
@@ -107,16 +118,36 @@ impl Store {
         Ok(Self { objects: Arc::new(objects), folder: Some(folder) })
     }
 
-    /// Returns the store at a folder or `file:///folder`.
+    /// Returns the store at a folder, `file:///folder` or `s3://bucket/prefix`. Region, credentials and endpoint of S3 are in
+    /// the usual variables of the environment, `AWS_REGION` and so on.
     ///
     /// # Errors
-    /// [`StoreError::BadAddress`] for anything else; what opening a folder fails with.
-    pub fn open(address: &str) -> Result<Self, StoreError> {
+    /// [`StoreError::BadAddress`] for anything else; what opening a folder fails with, or a bucket that does not answer.
+    pub async fn open(address: &str) -> Result<Self, StoreError> {
         match address.split_once("://") {
             None if !address.is_empty() => Self::open_local(Path::new(address)),
             Some(("file", path)) if path.starts_with('/') => Self::open_local(Path::new(path)),
-            _ => Err(StoreError::BadAddress { address: address.chars().take(MAX_KEY).collect() }),
+            Some(("s3", path)) if !path.is_empty() && !path.starts_with('/') => Self::open_s3(address, path).await,
+            _ => Err(bad_address(address, None)),
         }
+    }
+
+    async fn open_s3(address: &str, path: &str) -> Result<Self, StoreError> {
+        // reqwest asks for a provider of cryptography by process; the first one stays, and ours is always the same.
+        let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+        let options = ClientOptions::new().with_timeout(S3_TIMEOUT).with_connect_timeout(S3_CONNECT_TIMEOUT);
+        let plain = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true" || value == "1");
+        let bucket = AmazonS3Builder::from_env().with_url(address).with_client_options(options).with_allow_http(plain);
+        let bucket = bucket.build().map_err(|e| bad_address(address, Some(e.into())))?;
+        let prefix = path.split_once('/').map_or("", |(_, prefix)| prefix);
+        let objects: Arc<dyn ObjectStore> = match prefix.trim_end_matches('/') {
+            "" => Arc::new(bucket),
+            prefix => Arc::new(PrefixStore::new(bucket, checked(prefix)?)),
+        };
+        let store = Self { objects, folder: None };
+        // Better now than in the middle of a run.
+        store.exists(PROBE).await?;
+        Ok(store)
     }
 
     /// Returns an empty store that lives as long as its clones.
@@ -190,6 +221,10 @@ impl Store {
         self.objects.put_opts(&checked(key)?, payload, options).await.map_err(|e| failed(key, e))?;
         Ok(())
     }
+}
+
+fn bad_address(address: &str, source: Option<Cause>) -> StoreError {
+    StoreError::BadAddress { address: address.chars().take(MAX_KEY).collect(), source }
 }
 
 /// Returns a key if it is made of plain parts, so that it stays inside the store.
@@ -344,6 +379,18 @@ mod tests {
         ] {
             assert_eq!(failed("k", wrapped(code)).reason(), reason, "errno {code}");
         }
+    }
+
+    #[tokio::test]
+    async fn addresses_of_no_store_are_refused_with_what_would_be_one() {
+        for bad in ["", "ftp://x", "file://relative", "s3://", "s3:///x"] {
+            let error = Store::open(bad).await.unwrap_err();
+            assert!(error.to_string().contains("s3://bucket/prefix"), "{bad}: {error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/new", folder.path().display());
+        Store::open(&url).await.unwrap().put("a", "b".into()).await.unwrap();
+        assert!(folder.path().join("new/a").is_file());
     }
 
     #[tokio::test]

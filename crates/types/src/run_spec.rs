@@ -68,6 +68,9 @@ pub struct RunSpec {
     pub correct_steps: u32,
     /// Its largest learning rate.
     pub correct_rate: f64,
+    /// Shards that a shot's samples are swept in at least: part of what fixes the order of sums.
+    #[serde(default = "one")]
+    pub shards: u32,
     /// Calibration samples of a shot.
     pub samples: u64,
     /// Tokens a sample.
@@ -145,6 +148,7 @@ impl RunSpec {
             half_steps: 0,
             fisher: Fisher::Empirical,
             fisher_samples: 1,
+            shards: 1,
             shots: 1,
             rounds: 1,
             schedule: Schedule::Linear,
@@ -259,6 +263,7 @@ impl RunSpec {
         faults.unless((0.0..=1.0).contains(&self.decay), "decay", format!("{} is outside 0 to 1", self.decay));
         let rise = self.max_rise;
         faults.unless(rise > 0.0 && rise <= 100.0, "max_rise", format!("{rise} is outside (0, 100]"));
+        faults.within("shards", self.shards.into(), 1, 10_000);
         faults.within("fisher_samples", self.fisher_samples.into(), 1, 1000);
         faults.within("rounds", self.rounds.into(), 1, 64);
         faults.within("kronecker_rank", self.kronecker_rank.into(), 1, 2);
@@ -352,6 +357,11 @@ impl Faults {
     fn within(&mut self, field: &str, value: u64, least: u64, most: u64) {
         self.unless((least..=most).contains(&value), field, format!("{value} is outside {least} to {most}"));
     }
+}
+
+/// What journals without the number of shards stand for.
+fn one() -> u32 {
+    1
 }
 
 #[cfg(test)]

@@ -98,6 +98,12 @@ pub(crate) struct RunArgs {
     /// Calibration samples of a shot
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Data")]
     pub(crate) samples: u64,
+    /// Parts that a shot's samples are swept in at least, one after the other or on as many calibrators
+    ///
+    /// It fixes the order of sums: another number can change the last digits of the result. More come where --memory asks
+    /// for them.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Data")]
+    pub(crate) shards: u32,
     /// Tokens a sample, also of a held-out segment [default: 2048, or the model's maximum if that is smaller]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub(crate) seq_len: Option<u64>,

@@ -15,9 +15,10 @@ type Switch = (&'static str, fn(&RunSpec) -> bool);
 const SWITCHES: [Switch; 2] = [("--sub-blocks", |s| s.sub_blocks), ("--keep-paths", |s| s.keep_paths)];
 
 /// Flags whose default is the same whatever else is asked for.
-const FLAGS: [Flag; 26] = [
+const FLAGS: [Flag; 27] = [
     ("--text-column", |s| s.text_column.clone()),
     ("--samples", |s| s.samples.to_string()),
+    ("--shards", |s| s.shards.to_string()),
     ("--eval-samples", |s| s.eval_samples.to_string()),
     ("--structure", RunSpec::structure_name),
     ("--heads", |s| s.attention_unit.to_string()),
@@ -177,6 +178,7 @@ mod tests {
                 scoring: Scoring::Independent,
                 fisher: Fisher::Sampled,
                 fisher_samples: 2,
+                shards: 4,
                 target: Target::Parameters(1_000_000),
                 ..plain()
             },

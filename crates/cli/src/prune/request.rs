@@ -40,6 +40,7 @@ pub(crate) fn unchecked(args: &RunArgs, usual_seq_len: u64) -> Result<RunSpec, C
         half_steps: args.half_steps(),
         fisher: args.fisher,
         fisher_samples: args.fisher_samples,
+        shards: args.shards,
         shots: args.shots(),
         rounds: args.rounds(),
         schedule: args.schedule,

@@ -24,7 +24,7 @@ pub struct WorkerArgs {
     /// This worker's name, the same after a restart and unlike all others [default: its role, host and port]
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub worker: Option<String>,
-    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share
+    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or s3://BUCKET/PREFIX
     #[arg(long, value_name = "STORE", help_heading = "Storage")]
     pub store: String,
     /// Where to listen, and who may call.
@@ -68,6 +68,7 @@ impl WorkerArgs {
         let name = self.worker.clone().unwrap_or_else(|| usual_name(role, network.listener.port()));
         let worker = WorkerId::new(&name).map_err(|e| format!("--worker: {e}"));
         let store = Store::open(&self.store)
+            .await
             .map_err(|e| Failure::new(Exit::Store, format!("--store {}: {}", self.store, chain(&e))));
         match (worker, endpoint, coordinator) {
             (Ok(worker), Ok(endpoint), Ok(coordinator)) => Ok(Place {
