@@ -53,7 +53,7 @@ demo-data: ## Put the State of the Union addresses into the cache
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup test-models check-output ## Everything but lint; the test runner's summary comes last
+test: setup test-models check-output test-python ## Everything but lint; the test runner's summary comes last
 ifdef NEXTEST
 	@$(CARGO) test --release --workspace --doc --quiet
 	@$(CARGO) nextest run --release --workspace --no-fail-fast $(TEST_FLAGS)
@@ -74,6 +74,10 @@ test-models: ## Make glassllm-en, the tests' small trained model, and moto, a se
 .PHONY: check-output
 check-output: build-tests test-models ## Prune glassllm and check the folders with transformers' AutoConfig, without torch
 	@scripts/check_output.sh
+
+.PHONY: test-python
+test-python: build-tests test-models ## The Python client: its stubs as proto/ gives them, its types, its tests against real services
+	@scripts/test_python.sh
 
 .PHONY: test-fast
 test-fast: ## Only what needs no libtorch: types, planning, the contract, services without tensors

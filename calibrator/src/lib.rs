@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tonic::transport::server::Connected;
 use worker::Handler;
 
@@ -79,6 +80,7 @@ where
     };
     let session = Arc::new(Mutex::new(Session::new(device)));
     let handler = Arc::new(Handler { compute, session, shelf, store: options.store });
+    let (ready, is_ready) = watch::channel(false);
     let worker = WorkerOptions {
         worker: options.worker,
         role: v1::WorkerRole::Calibrator,
@@ -88,8 +90,9 @@ where
         // A sweep has the device to itself.
         max_tasks: 1,
         max_batches: 1,
+        ready,
     };
-    let server = Server::new(options.peers).with_admin(options.admin);
+    let server = Server::new(options.peers).with_admin(options.admin).ready_when(is_ready);
     let server = server.add_guarded(CalibratorServiceServer::new(grpc), options.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {

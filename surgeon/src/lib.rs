@@ -43,6 +43,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tonic::transport::server::Connected;
 use worker::Handler;
 
@@ -87,6 +88,7 @@ where
     };
     let bench = Arc::new(Mutex::new(Bench::new(device)));
     let handler = Arc::new(Handler { compute, bench, turn: Arc::default(), store: options.store, gatherer, board });
+    let (ready, is_ready) = watch::channel(false);
     let worker = WorkerOptions {
         worker: options.worker,
         role: v1::WorkerRole::Surgeon,
@@ -95,8 +97,9 @@ where
         device: device_name,
         max_tasks: MAX_TASKS,
         max_batches: MAX_BATCHES,
+        ready,
     };
-    let server = Server::new(options.peers).with_admin(options.admin);
+    let server = Server::new(options.peers).with_admin(options.admin).ready_when(is_ready);
     let server = server.add_guarded(SurgeonServiceServer::new(grpc), options.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {

@@ -10,6 +10,7 @@ use futures::Stream;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -42,6 +43,8 @@ pub struct Server {
     /// Where health is told to probes that speak neither TLS nor tokens; nothing else is there.
     admin: Option<Listener>,
     admin_routes: Routes,
+    /// Whether it is ready; always, if nobody says.
+    ready: Option<watch::Receiver<bool>>,
 }
 
 impl Server {
@@ -50,13 +53,19 @@ impl Server {
         let (health, service) = tonic_health::server::health_reporter();
         let admin_routes = Routes::new(service.clone());
         let routes = reflection(Routes::new(service));
-        Self { routes, health, names: Vec::new(), peers, admin: None, admin_routes }
+        Self { routes, health, names: Vec::new(), peers, admin: None, admin_routes, ready: None }
     }
 
     /// Tells health on a port of its own as well, for probes.
     #[must_use]
     pub fn with_admin(self, admin: Option<Listener>) -> Self {
         Self { admin, ..self }
+    }
+
+    /// Is healthy only while `ready` says so.
+    #[must_use]
+    pub fn ready_when(self, ready: watch::Receiver<bool>) -> Self {
+        Self { ready: Some(ready), ..self }
     }
 
     /// Adds a service for everybody.
@@ -102,11 +111,22 @@ impl Server {
         I: Stream<Item = std::io::Result<IO>>,
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
-        report(&self.health, &self.names, ServingStatus::Serving).await;
+        let first = self.ready.as_ref().is_none_or(|ready| *ready.borrow());
+        report(&self.health, &self.names, status(first)).await;
+        let _follow = self.ready.map(|ready| {
+            let (health, names, stop) = (self.health.clone(), self.names.clone(), shutdown.clone());
+            AbortOnDrop(tokio::spawn(async move {
+                stop.run_until_cancelled(follow(ready, health, names)).await;
+            }))
+        });
         let _admin = self.admin.map(|listener| {
             let server = builder(self.peers).add_routes(self.admin_routes);
             let served = server.serve_with_incoming(listener.incoming());
-            AbortOnDrop(tokio::spawn(served))
+            AbortOnDrop(tokio::spawn(async {
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "health is not told to probes any more");
+                }
+            }))
         });
         let router = builder(self.peers).add_routes(self.routes);
         let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
@@ -139,7 +159,7 @@ fn reflection(routes: Routes) -> Routes {
 }
 
 /// Ends a task with its owner.
-struct AbortOnDrop(tokio::task::JoinHandle<Result<(), tonic::transport::Error>>);
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -159,6 +179,18 @@ fn builder(peers: Peers) -> tonic::transport::Server {
         Peers::Network => {
             server.http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         }
+    }
+}
+
+fn status(ready: bool) -> ServingStatus {
+    if ready { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+/// Tells health as readiness changes.
+async fn follow(mut ready: watch::Receiver<bool>, health: HealthReporter, names: Vec<&'static str>) {
+    while ready.changed().await.is_ok() {
+        let now = *ready.borrow_and_update();
+        report(&health, &names, status(now)).await;
     }
 }
 

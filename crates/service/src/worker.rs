@@ -19,6 +19,7 @@ use lease::Leases;
 use proto::v1;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -46,6 +47,8 @@ pub struct WorkerOptions {
     pub max_tasks: u32,
     /// Batches that are with the handler at a time, at least 1.
     pub max_batches: usize,
+    /// Told when the coordinator has taken the worker: from then on it is ready.
+    pub ready: watch::Sender<bool>,
 }
 
 /// Carries out tasks.

@@ -224,6 +224,7 @@ fn start(script: Script) -> Stage {
         device: "cpu".into(),
         max_tasks: 8,
         max_batches: 1,
+        ready: tokio::sync::watch::channel(false).0,
     };
     let channel = Connector::new(network).channel("memory://coordinator").unwrap();
     let handler = Arc::new(Handler { errors: Mutex::default(), dropped: Notify::new() });

@@ -54,6 +54,7 @@ impl Client {
         };
         let call = || async { self.service.clone().register_worker(within(CALL_TIMEOUT, request.clone())).await };
         let answer = Retry::default().call(call).await?;
+        self.options.ready.send_replace(true);
         tracing::debug!(worker = %self.options.worker, lease_seconds = answer.lease_seconds, "worker registered");
         Ok(Duration::from_secs(answer.lease_seconds.into()))
     }
