@@ -19,7 +19,7 @@ next on the same store goes on with every run where its journal ends.";
 #[derive(Debug, Clone, Parser)]
 #[command(name = "coordinator", version, about = ABOUT, max_term_width = 110)]
 pub struct Args {
-    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or s3://BUCKET/PREFIX
+    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or `s3://BUCKET/PREFIX`
     #[arg(long, value_name = "STORE", help_heading = "Storage")]
     store: String,
     /// Runs under way at a time; later ones wait for their turn

@@ -6,6 +6,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod materialise;
+mod plan;
 mod prune;
 mod remote;
 mod report;
@@ -15,6 +16,7 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use materialise::MaterialiseArgs;
+pub(crate) use plan::PlanArgs;
 pub(crate) use prune::{PruneArgs, RunArgs};
 pub(crate) use remote::{ControlArgs, ListArgs, RemoteArgs, SubmitArgs, WatchArgs, WorkersArgs};
 pub(crate) use report::ReportArgs;
@@ -86,6 +88,9 @@ pub(crate) enum Command {
     /// Make the page of a run (report.html) again, from its state folder
     #[command(long_about = report::ABOUT, after_help = exit_codes())]
     Report(ReportArgs),
+    /// Say what a run would take: time, memory, traffic, room in the store
+    #[command(long_about = plan::ABOUT, after_help = exit_codes())]
+    Plan(PlanArgs),
     /// Ask a coordinator for a run; workers elsewhere carry it out
     #[command(long_about = remote::SUBMIT, after_help = exit_codes())]
     Submit(SubmitArgs),

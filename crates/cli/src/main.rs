@@ -15,6 +15,7 @@ mod inspect;
 mod local;
 mod materialise;
 mod output;
+mod plan;
 mod progress;
 mod prune;
 mod remote;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Submit(args) => remote::submit(&args),
         Command::List(args) => remote::list(&args),
         Command::Watch(args) => remote::watch(&args),

@@ -24,7 +24,7 @@ pub struct WorkerArgs {
     /// This worker's name, the same after a restart and unlike all others [default: its role, host and port]
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub worker: Option<String>,
-    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or s3://BUCKET/PREFIX
+    /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or `s3://BUCKET/PREFIX`
     #[arg(long, value_name = "STORE", help_heading = "Storage")]
     pub store: String,
     /// Where to listen, and who may call.
