@@ -42,6 +42,9 @@ impl Standing {
     }
 }
 
+/// More than a task is ever tried under one coordinator.
+const ATTEMPTS_OF_ONE_COORDINATOR: u64 = 1 << 20;
+
 /// One run, shared by its driver and by the handlers that look at it.
 #[derive(Debug)]
 pub struct Run {
@@ -190,11 +193,14 @@ impl Run {
     /// Submits tasks, all at once: a worker that leases a batch must see them all, or it could wait for what is not leased.
     pub(crate) fn submit(&self, shot: u32, role: v1::WorkerRole, works: Vec<Work>) -> Vec<Submitted> {
         let stages: Vec<_> = works.iter().map(stage_name).collect();
+        // Attempts count on from coordinator to coordinator: what a worker still sends for a task of the last one must not
+        // be taken for a task of ours that has the same number.
+        let generation = self.history(|h| h.epoch) * ATTEMPTS_OF_ONE_COORDINATOR;
         let tasks = works.into_iter().map(|work| v1::Task {
             task_id: String::new(),
             run: self.id.to_string(),
             shot,
-            generation: 0,
+            generation,
             spec: Some(self.spec.clone().into()),
             work: Some(work),
         });

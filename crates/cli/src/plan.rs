@@ -3,7 +3,7 @@
 use crate::args::PlanArgs;
 use crate::error::CliError;
 use crate::output::{print, print_json};
-use crate::text::{Align, Table, rough_duration, short_count};
+use crate::text::{Align, Table, plural, rough_duration, short_count};
 use model::{Family, ModelConfig};
 use planning::forecast::{Forecast, Machines, Request, Sites, TOLERANCE, Widths, forecast};
 use serde::Serialize;
@@ -111,7 +111,7 @@ fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
     row(
         "the run",
         rough_duration(found.total_seconds),
-        format!("{} shots, within a factor of {TOLERANCE}", args.shots),
+        format!("{}, within a factor of {TOLERANCE}", plural(args.shots, "shot")),
     );
     row(
         "calibrator memory",

@@ -56,6 +56,8 @@ struct Disturbed {
     cluster: Cluster,
     follower: Child,
     store: PathBuf,
+    /// Where the follower's words are.
+    said: PathBuf,
 }
 
 impl Disturbed {
@@ -64,9 +66,11 @@ impl Disturbed {
         cluster.start(1, 1);
         cluster.wait_for_workers(2);
         let mut submit = cluster.submit(output);
-        submit.arg("--follow").args(SHARDED).stdout(Stdio::null()).stderr(Stdio::null());
+        let said = folder.join("follower");
+        let log = std::fs::File::create(&said).unwrap();
+        submit.arg("--follow").args(SHARDED).stdout(Stdio::null()).stderr(log);
         let (follower, store) = (submit.spawn().unwrap(), cluster.store());
-        Self { cluster, follower, store }
+        Self { cluster, follower, store, said }
     }
 
     fn records(&self) -> usize {
@@ -100,7 +104,8 @@ fn killed_after_every_record(service: &str) {
         assert!(kills < 400, "the run does not get on");
     }
     let ended = run.follower.wait().unwrap();
-    assert!(ended.success(), "the follower ended with {ended:?} after {kills} kills of the {service}");
+    let said = std::fs::read_to_string(&run.said).unwrap();
+    assert!(ended.success(), "the follower ended with {ended:?} after {kills} kills of the {service}: {said}");
     assert_eq!(folder_digest(&output), undisturbed, "after {kills} kills of the {service}");
     assert!(kills >= 10, "only {kills} kills");
 }

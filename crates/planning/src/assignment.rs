@@ -23,7 +23,7 @@ pub struct Sweep {
     pub memory: u64,
     /// Tokens a micro-batch holds at most; beyond it a larger one is no faster.
     pub max_batch_tokens: u64,
-    /// Shards there are at least, as long as there are samples for them: as many as are to be swept at a time.
+    /// As many shards as are to be swept at a time: their number is a multiple of it, as long as there are samples.
     pub min_shards: u64,
 }
 
@@ -67,7 +67,8 @@ pub fn shards(sweep: &Sweep) -> Vec<ShardPlan> {
     let micro_batch = fits(sweep.memory / 4, sweep.graph_bytes_per_sample())
         .min(sweep.max_batch_tokens / sweep.seq_len.max(1))
         .max(1);
-    let count = sweep.samples.div_ceil(most).max(sweep.min_shards.min(sweep.samples));
+    // As many for each calibrator: one shard more than there are would cost a whole round.
+    let count = sweep.samples.div_ceil(most).next_multiple_of(sweep.min_shards.max(1)).min(sweep.samples);
     (0..count)
         .map(|shard| {
             let first_sample = share(sweep.samples, shard, count);
@@ -126,6 +127,8 @@ mod tests {
         };
         assert_eq!(sizes(4, 32), [8; 4], "one for each calibrator");
         assert_eq!(sizes(9, 3), [1; 3], "but none is empty");
+        let two_rounds = shards(&Sweep { min_shards: 2, ..small() });
+        assert_eq!(two_rounds.len(), 4, "three would do, but one of two calibrators would wait for the other");
     }
 
     fn plan((first_sample, samples, micro_batch): (u64, u64, u64)) -> ShardPlan {
