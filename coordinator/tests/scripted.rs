@@ -511,6 +511,42 @@ async fn a_paused_run_continues_and_a_cancelled_one_does_not() {
     assert_eq!(found.state(), v1::RunState::Cancelled, "an end is durable");
 }
 
+/// Registers a worker and leases one task, the first that comes.
+async fn lease_by_hand(site: &Site) -> v1::Task {
+    let mut client = WorkerServiceClient::new(site.channel.clone());
+    let register = v1::RegisterWorkerRequest {
+        worker: "hand".into(),
+        role: v1::WorkerRole::Calibrator as i32,
+        version: proto::VERSION.into(),
+        libtorch: "2.11.0".into(),
+        ..v1::RegisterWorkerRequest::default()
+    };
+    client.register_worker(register).await.unwrap();
+    let lease = v1::LeaseTasksRequest { worker: "hand".into(), max_tasks: 1, wait_seconds: 10 };
+    client.lease_tasks(lease).await.unwrap().into_inner().tasks.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_result_for_the_last_coordinator_is_not_taken_for_another_task() {
+    let first = site(Store::memory(), false).await;
+    first.create(spec()).await;
+    let old = lease_by_hand(&first).await;
+    let second = site(first.store.clone(), false).await;
+    second.create(spec()).await;
+    let new = lease_by_hand(&second).await;
+    assert!(new.generation > old.generation, "{} and {}", old.generation, new.generation);
+    let late = v1::CompleteTaskRequest {
+        request_id: "late".into(),
+        worker: "hand".into(),
+        task_id: new.task_id, // numbers begin anew with each coordinator: the old task may have had the same
+        generation: old.generation,
+        seconds: 1.0,
+        result: Some(work(&first.store, &old).await),
+    };
+    let refused = WorkerServiceClient::new(second.channel.clone()).complete_task(late).await.unwrap_err();
+    assert_eq!(status::reason_of(&refused), Some(status::Reason::GenerationStale));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_id_answers_once_and_refuses_another_body() {
     let site = site(Store::memory(), false).await;
