@@ -151,7 +151,9 @@ impl Error {
             Self::Message(_) | Self::ResumeBehindEnd { .. } => (Some(C::InvalidInput), R::MessageInvalid),
             Self::Model(error) => of_model(error),
             Self::Curvature(error) => of_curvature(error),
-            Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => of_store(error),
+            Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => {
+                (Some(error.class()), error.reason())
+            }
             Self::Checkpoint(CheckpointError::Damaged { .. }) => (Some(C::Numerical), R::DigestMismatch),
             Self::NoSuchSamples { .. } | Self::NoHeldOutData => (Some(C::InvalidInput), R::DataInvalid),
             Self::NoSuchBlock { .. } => (Some(C::InvalidInput), R::ModelInvalid),
@@ -212,19 +214,6 @@ fn of_curvature(error: &CurvatureError) -> (Option<FailureClass>, Reason) {
             (Some(C::Internal), R::Internal)
         }
     }
-}
-
-fn of_store(error: &StoreError) -> (Option<FailureClass>, Reason) {
-    use FailureClass as C;
-    let class = match error {
-        StoreError::BadKey { .. } | StoreError::BadAddress { .. } => C::InvalidInput,
-        StoreError::AlreadyExists { .. } => C::Internal,
-        StoreError::NotFound { .. }
-        | StoreError::Full { .. }
-        | StoreError::PermissionDenied { .. }
-        | StoreError::Unavailable { .. } => C::Store,
-    };
-    (Some(class), error.reason())
 }
 
 impl From<Error> for Status {

@@ -60,7 +60,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let compute = ComputeThread::spawn("calibrator", QUEUE).map_err(Error::Thread)?;
-    let (choice, threads) = (options.device, options.threads);
+    let Options { place, device: choice, threads } = options;
     let opened = compute.run(move || {
         threads.iter().copied().for_each(device::set_threads);
         let opened = (choice.open()?, device::libtorch_version()?);
@@ -74,17 +74,17 @@ where
     let shelf = Arc::new(Shelf::new());
     let grpc = Grpc {
         shelf: Arc::clone(&shelf),
-        worker: options.worker.clone(),
+        worker: place.worker.clone(),
         device: device_name.clone(),
         stop: stop.clone(),
     };
     let session = Arc::new(Mutex::new(Session::new(device)));
-    let handler = Arc::new(Handler { compute, session, shelf, store: options.store });
+    let handler = Arc::new(Handler { compute, session, shelf, store: place.store });
     let (ready, is_ready) = watch::channel(false);
     let worker = WorkerOptions {
-        worker: options.worker,
+        worker: place.worker,
         role: v1::WorkerRole::Calibrator,
-        endpoint: options.endpoint,
+        endpoint: place.endpoint,
         libtorch,
         device: device_name,
         // A sweep has the device to itself.
@@ -92,8 +92,8 @@ where
         max_batches: 1,
         ready,
     };
-    let server = Server::new(options.peers).with_admin(options.admin).ready_when(is_ready);
-    let server = server.add_guarded(CalibratorServiceServer::new(grpc), options.guard);
+    let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
+    let server = server.add_guarded(CalibratorServiceServer::new(grpc), place.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {
         let served = server.serve(incoming, stop.clone(), GRACE).await;
@@ -101,7 +101,7 @@ where
         served
     };
     let working = async {
-        let worked = run_worker(options.coordinator, worker, handler, stop.clone()).await;
+        let worked = run_worker(place.coordinator, worker, handler, stop.clone()).await;
         stop.cancel();
         worked
     };

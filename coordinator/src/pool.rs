@@ -62,12 +62,11 @@ impl Pool {
         self.bell.notify_waiters();
     }
 
-    /// Returns a worker that has called, and notes that it lives.
-    pub(crate) fn member(&self, worker: &WorkerId) -> Option<Member> {
+    /// Notes that a worker lives. Says whether it is registered.
+    pub(crate) fn heard_of(&self, worker: &WorkerId) -> bool {
         let mut inner = self.lock();
-        let member = inner.members.get_mut(worker)?;
-        member.seen = Instant::now();
-        Some(member.clone())
+        let member = inner.members.get_mut(worker);
+        member.map(|member| member.seen = Instant::now()).is_some()
     }
 
     /// Returns all workers by name, with how many tasks each holds.

@@ -1,7 +1,7 @@
 //! All runs of one store: created, found, driven, stopped.
 
 use crate::error::{Consequence, RunError};
-use crate::event::{Ending, Event};
+use crate::event::{Ending, Event, History};
 use crate::journal::{self, Journal, JournalError};
 use crate::pool::Pool;
 use crate::run::{Run, Standing, now_ms};
@@ -252,12 +252,8 @@ impl Coordinator {
         let base = format!("r-{}", &digest.as_str()[..16]);
         let runs = self.runs();
         let names = (1..).map(|n: u32| if n == 1 { base.clone() } else { format!("{base}-{n}") });
-        let usable = |id: &RunId| {
-            let ended = runs.get(id).map(|r| r.standing().state);
-            !matches!(ended, Some(v1::RunState::Failed | v1::RunState::Cancelled))
-        };
         let mut ids = names.filter_map(|name| RunId::new(&name).ok());
-        ids.find(usable).unwrap_or_else(|| unreachable!("there are more numbers than runs"))
+        ids.find(|id| !runs.contains_key(id)).unwrap_or_else(|| unreachable!("there are more numbers than runs"))
     }
 
     async fn start(&self, id: RunId, spec: RunSpec) -> Result<Arc<Run>, RunError> {
@@ -348,26 +344,27 @@ impl Coordinator {
     /// Makes a run of the store known without driving it.
     fn look_at(&self, id: RunId, records: Vec<(journal::Stored, Event)>) {
         let Some(Event::Created { spec }) = records.first().map(|(_, e)| e.clone()) else { return };
-        let ending = records.iter().rev().find_map(|(_, e)| match e {
-            Event::Succeeded => Some(Ending::Succeeded),
-            Event::Failed { code, reason } => Some(Ending::Failed { code: code.clone(), reason: reason.clone() }),
-            Event::Cancelled => Some(Ending::Cancelled),
-            _ => None,
-        });
-        let standing = match ending {
-            Some(Ending::Succeeded) => Standing::plain(v1::RunState::Succeeded),
-            Some(Ending::Failed { code, reason }) => Standing { state: v1::RunState::Failed, reason, code },
-            Some(Ending::Cancelled) => Standing::plain(v1::RunState::Cancelled),
-            None if records.last().is_some_and(|(_, e)| *e == Event::Paused) => Standing::paused(),
-            None => Standing {
-                state: v1::RunState::Paused,
-                reason: "its coordinator stopped".into(),
-                code: Reason::ShuttingDown.name().into(),
-            },
-        };
         let (store, pool) = (self.shared.store.clone(), self.shared.pool.clone());
-        let run = Run::new(id.clone(), spec, store, pool, None, records, standing);
+        let run = Run::new(id.clone(), spec, store, pool, None, records, Standing::plain(v1::RunState::Paused));
+        run.set_standing(run.history(left_at));
         self.runs().insert(id, Arc::new(run));
+    }
+}
+
+/// Returns where a run stands that nobody drives: at its end, or paused, by a caller or by the end of its coordinator.
+fn left_at(history: &History) -> Standing {
+    match &history.ending {
+        Some(Ending::Succeeded) => Standing::plain(v1::RunState::Succeeded),
+        Some(Ending::Failed { code, reason }) => {
+            Standing { state: v1::RunState::Failed, reason: reason.clone(), code: code.clone() }
+        }
+        Some(Ending::Cancelled) => Standing::plain(v1::RunState::Cancelled),
+        None if history.paused => Standing::paused(),
+        None => Standing {
+            state: v1::RunState::Paused,
+            reason: "its coordinator stopped".into(),
+            code: Reason::ShuttingDown.name().into(),
+        },
     }
 }
 

@@ -87,6 +87,13 @@ struct Entry {
 }
 
 impl Entry {
+    /// Says whether `worker` may have the task now.
+    fn is_free(&self, worker: &WorkerId, role: v1::WorkerRole, peers: &[WorkerId], now: Instant) -> bool {
+        self.role == role
+            && matches!(self.state, State::Free { not_before } if not_before <= now)
+            && self.history.suits(worker, peers.iter())
+    }
+
     fn give_up(&mut self, failure: TaskFailure) {
         self.state = State::Committed;
         if let Some(outcome) = self.outcome.take() {
@@ -165,47 +172,15 @@ impl Board {
         max: usize,
         now: Instant,
     ) -> Vec<v1::Task> {
-        let is_free = |e: &Entry| {
-            e.role == role
-                && matches!(e.state, State::Free { not_before } if not_before <= now)
-                && e.history.suits(worker, peers.iter())
-        };
-        let mut runs: HashMap<&str, OfRun> = HashMap::new();
-        for entry in self.entries.values().filter(|e| e.role == role) {
-            let of_run = runs.entry(&entry.task.run).or_default();
-            match &entry.state {
-                State::Leased { worker: holder, .. } | State::Committing { worker: holder } => {
-                    of_run.leased += 1;
-                    of_run.own += usize::from(holder == worker);
-                }
-                State::Free { .. } => {
-                    of_run.fresh += usize::from(entry.history.is_empty());
-                    if is_free(entry) {
-                        let first = of_run.first.get_or_insert(entry.order);
-                        *first = entry.order.min(*first);
-                        of_run.retries |= !entry.history.is_empty();
-                    }
-                }
-                State::Committed => {}
-            }
-        }
-        let share = |r: &OfRun| fair_share(r.fresh + r.leased, r.own, peers.len());
-        let offers = runs.iter().filter_map(|(run, r)| Some((r.leased, r.first?, *run, share(r), r.retries)));
-        let chosen = offers.filter(|(_, _, _, share, retries)| *share > 0 || *retries).min();
-        let Some((_, _, run, mut share, _)) = chosen.map(|(l, f, run, s, r)| (l, f, run.to_owned(), s, r)) else {
-            return Vec::new();
-        };
-        let mut leased: Vec<&mut Entry> =
-            self.entries.values_mut().filter(|e| is_free(e) && e.task.run == run).collect();
-        // What somebody failed before is nobody's share: it may be what all others wait for.
-        leased.retain(|e| {
+        let Some((run, mut share)) = self.next_run(worker, role, peers, now) else { return Vec::new() };
+        let free = self.entries.values_mut().filter(|e| e.task.run == run && e.is_free(worker, role, peers, now));
+        let own = free.filter(|e| {
+            // What somebody failed before is nobody's share: it may be what all others wait for.
             let within = !e.history.is_empty() || share > 0;
             share -= usize::from(within && e.history.is_empty());
             within
         });
-        leased
-            .into_iter()
-            .take(max)
+        own.take(max)
             .map(|entry| {
                 entry.task.generation += 1;
                 entry.state = State::Leased { worker: worker.clone(), until: now + LEASE };
@@ -213,6 +188,39 @@ impl Board {
                 entry.task.clone()
             })
             .collect()
+    }
+
+    /// Returns the run from which `worker` is to get tasks, and how many of its fresh ones.
+    fn next_run(
+        &self,
+        worker: &WorkerId,
+        role: v1::WorkerRole,
+        peers: &[WorkerId],
+        now: Instant,
+    ) -> Option<(String, usize)> {
+        let mut runs: HashMap<&str, OfRun> = HashMap::new();
+        for entry in self.entries.values().filter(|e| e.role == role) {
+            let of_run = runs.entry(&entry.task.run).or_default();
+            let fresh = entry.history.is_empty();
+            match &entry.state {
+                State::Leased { worker: holder, .. } | State::Committing { worker: holder } => {
+                    of_run.leased += 1;
+                    of_run.own += usize::from(holder == worker);
+                }
+                State::Free { .. } => of_run.fresh += usize::from(fresh),
+                State::Committed => {}
+            }
+            if entry.is_free(worker, role, peers, now) {
+                of_run.first.get_or_insert(entry.order); // a run's tasks come in their order
+                of_run.retries |= !fresh;
+            }
+        }
+        let offers = runs.into_iter().filter_map(|(run, of_run)| {
+            let share = fair_share(of_run.fresh + of_run.leased, of_run.own, peers.len());
+            let first = of_run.first.filter(|_| share > 0 || of_run.retries)?;
+            Some((of_run.leased, first, run, share))
+        });
+        offers.min().map(|(_, _, run, share)| (run.to_owned(), share))
     }
 
     /// Returns when the next task of `role` that waits for a retry becomes leasable, after `now`.

@@ -53,7 +53,7 @@ impl WorkerService for Coordinator {
         request: Request<v1::LeaseTasksRequest>,
     ) -> Result<Response<v1::LeaseTasksResponse>, Status> {
         let request = request.into_inner();
-        let (worker, _) = self.member(&request.worker)?;
+        let worker = self.known_worker(&request.worker)?;
         let wait = Duration::from_secs(u64::from(request.wait_seconds)).min(MAX_WAIT);
         let max = request.max_tasks.clamp(1, MAX_TASKS) as usize;
         let tasks = self.pool().lease(&worker, max, wait).await;
@@ -67,7 +67,7 @@ impl WorkerService for Coordinator {
         let coordinator = self.clone();
         let beats = request.into_inner().map(move |beat| {
             let beat = beat?;
-            let (worker, _) = coordinator.member(&beat.worker)?;
+            let worker = coordinator.known_worker(&beat.worker)?;
             let drop_task_ids = coordinator.pool().heartbeat(&worker, &beat.tasks);
             Ok(v1::HeartbeatResponse { drop_task_ids })
         });
@@ -126,14 +126,14 @@ impl WorkerService for Coordinator {
 }
 
 impl Coordinator {
-    fn member(&self, worker: &str) -> Result<(WorkerId, Member), Status> {
+    /// Returns a worker that has registered, and notes that it lives.
+    fn known_worker(&self, worker: &str) -> Result<WorkerId, Status> {
         let worker = parse_worker(worker)?;
-        let member = self.pool().member(&worker);
-        let member = member.ok_or_else(|| {
-            Reason::WorkerUnknown
-                .status(format!("worker '{worker}' is not registered with this coordinator; register again"))
-        })?;
-        Ok((worker, member))
+        if self.pool().heard_of(&worker) {
+            return Ok(worker);
+        }
+        Err(Reason::WorkerUnknown
+            .status(format!("worker '{worker}' is not registered with this coordinator; register again")))
     }
 }
 

@@ -30,12 +30,9 @@ CALL_TIMEOUT = 30.0
 RETRY_LIMIT = 300.0
 # Waits between tries: anything up to these, doubling from the first to the last, in seconds.
 WAITS = (0.1, 10.0)
-# A stream that says nothing for this long is dead: a live one says at least every 15 seconds that it lives.
-SILENCE = 60.0
 MAX_MESSAGE = 64 << 20
 
 TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-ENDED = {run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED, run_pb2.RUN_STATE_PAUSED}
 
 Answer = TypeVar("Answer")
 

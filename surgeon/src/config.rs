@@ -6,32 +6,16 @@ use proto::v1::WorkerRole;
 use service::listen::Listener;
 use service::program::{Failure, ProgramArgs};
 use service::worker::{Place, WorkerArgs};
-use service::{Connector, Guard, Peers, Store, Wire};
-use types::WorkerId;
 
 /// How a surgeon is deployed.
 #[derive(Debug)]
 pub struct Options {
-    /// Its name, unique while it lives.
-    pub worker: WorkerId,
-    /// Where its own service can be reached: `memory://name` or `http://host:port`.
-    pub endpoint: String,
-    /// Where its callers live.
-    pub peers: Peers,
-    /// Who may call it.
-    pub guard: Guard,
-    /// Where it tells health to probes.
-    pub admin: Option<Listener>,
+    /// Its place among the others.
+    pub place: Place,
     /// What it computes on.
     pub device: DeviceChoice,
     /// Threads of a tensor operation on the CPU; `None` for as many as libtorch takes by itself.
     pub threads: Option<u32>,
-    /// Where factors, paths and weights lie.
-    pub store: Store,
-    /// The coordinator.
-    pub coordinator: Wire,
-    /// How calibrators are reached.
-    pub connector: Connector,
     /// Bytes of factors that may be in memory between a calibrator and the store; [`Options::RECEIVE_BYTES`] is usual.
     pub receive_bytes: u64,
 }
@@ -77,21 +61,8 @@ impl Args {
     /// # Errors
     /// Flags that cannot be, all at once; a store or an address that cannot be had.
     pub async fn open(self) -> Result<(Options, Listener), Failure> {
-        let place = self.worker.open(WorkerRole::Surgeon).await?;
-        let Place { worker, endpoint, peers, guard, listener, admin, store, coordinator, connector } = place;
-        let options = Options {
-            worker,
-            endpoint,
-            peers,
-            guard,
-            admin,
-            device: self.device,
-            threads: self.threads,
-            store,
-            coordinator,
-            connector,
-            receive_bytes: self.receive_memory,
-        };
+        let (place, listener) = self.worker.open(WorkerRole::Surgeon).await?;
+        let options = Options { place, device: self.device, threads: self.threads, receive_bytes: self.receive_memory };
         Ok((options, listener))
     }
 }

@@ -158,7 +158,9 @@ impl Error {
             Self::Curvature(error) | Self::Pruning(PruningError::Factor(error)) => of_curvature(error),
             Self::Pruning(PruningError::NotFinite { .. }) => (Some(C::Numerical), R::NotFinite),
             Self::Pruning(PruningError::Unstable { .. }) => (Some(C::Numerical), R::NotPositiveDefinite),
-            Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => of_store(error),
+            Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => {
+                (Some(error.class()), error.reason())
+            }
             Self::Damaged { .. } | Self::Checkpoint(CheckpointError::Damaged { .. }) => {
                 (Some(C::Numerical), R::DigestMismatch)
             }
@@ -225,19 +227,6 @@ fn of_curvature(error: &CurvatureError) -> (Option<FailureClass>, Reason) {
         E::OutOfMemory(_) => (Some(C::OutOfMemory), R::OutOfMemory),
         E::Shape { .. } | E::Unknown { .. } | E::NoTokens { .. } | E::Tensor(_) => (Some(C::Internal), R::Internal),
     }
-}
-
-fn of_store(error: &StoreError) -> (Option<FailureClass>, Reason) {
-    use FailureClass as C;
-    let class = match error {
-        StoreError::BadKey { .. } | StoreError::BadAddress { .. } => C::InvalidInput,
-        StoreError::AlreadyExists { .. } => C::Internal,
-        StoreError::NotFound { .. }
-        | StoreError::Full { .. }
-        | StoreError::PermissionDenied { .. }
-        | StoreError::Unavailable { .. } => C::Store,
-    };
-    (Some(class), error.reason())
 }
 
 impl From<Error> for Status {

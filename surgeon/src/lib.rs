@@ -66,7 +66,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let compute = ComputeThread::spawn("surgeon", QUEUE).map_err(Error::Thread)?;
-    let (choice, threads) = (options.device, options.threads);
+    let Options { place, device: choice, threads, receive_bytes } = options;
     let opened = compute.run(move || {
         threads.iter().copied().for_each(device::set_threads);
         let opened = (choice.open()?, device::libtorch_version()?);
@@ -78,29 +78,29 @@ where
 
     let stop = shutdown.token().child_token();
     let board = Board::default();
-    let grpc = Grpc { board: board.clone(), worker: options.worker.clone(), device: device_name.clone() };
+    let grpc = Grpc { board: board.clone(), worker: place.worker.clone(), device: device_name.clone() };
     let gatherer = Gatherer {
-        store: options.store.clone(),
-        connector: options.connector,
-        coordinator: WorkerServiceClient::new(options.coordinator.clone()),
-        budget: Budget::new(options.receive_bytes),
-        ids: RequestIds::new(options.worker.as_str()),
+        store: place.store.clone(),
+        connector: place.connector,
+        coordinator: WorkerServiceClient::new(place.coordinator.clone()),
+        budget: Budget::new(receive_bytes),
+        ids: RequestIds::new(place.worker.as_str()),
     };
     let bench = Arc::new(Mutex::new(Bench::new(device)));
-    let handler = Arc::new(Handler { compute, bench, turn: Arc::default(), store: options.store, gatherer, board });
+    let handler = Arc::new(Handler { compute, bench, turn: Arc::default(), store: place.store, gatherer, board });
     let (ready, is_ready) = watch::channel(false);
     let worker = WorkerOptions {
-        worker: options.worker,
+        worker: place.worker,
         role: v1::WorkerRole::Surgeon,
-        endpoint: options.endpoint,
+        endpoint: place.endpoint,
         libtorch,
         device: device_name,
         max_tasks: MAX_TASKS,
         max_batches: MAX_BATCHES,
         ready,
     };
-    let server = Server::new(options.peers).with_admin(options.admin).ready_when(is_ready);
-    let server = server.add_guarded(SurgeonServiceServer::new(grpc), options.guard);
+    let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
+    let server = server.add_guarded(SurgeonServiceServer::new(grpc), place.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {
         let served = server.serve(incoming, stop.clone(), GRACE).await;
@@ -108,7 +108,7 @@ where
         served
     };
     let working = async {
-        let worked = run_worker(options.coordinator, worker, handler, stop.clone()).await;
+        let worked = run_worker(place.coordinator, worker, handler, stop.clone()).await;
         stop.cancel();
         worked
     };

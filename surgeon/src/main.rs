@@ -10,7 +10,7 @@ const PROGRAM: Program = Program { prefix: "SURGEON", listen: "127.0.0.1:7102" }
 fn main() -> ExitCode {
     program::main(PROGRAM, async |args: Args, shutdown: Shutdown| {
         let (options, listener) = args.open().await?;
-        tracing::info!(worker = %options.worker, endpoint = options.endpoint, "listening");
+        tracing::info!(worker = %options.place.worker, endpoint = options.place.endpoint, "listening");
         serve(options, listener.incoming(), shutdown).await.map_err(|error| error.failure())
     })
 }

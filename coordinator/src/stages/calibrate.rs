@@ -13,9 +13,6 @@ use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
 use types::{LayerDescription, ModelDescription, RunSpec};
 
-/// Tokens a micro-batch holds at most: beyond it a larger one is no faster on a CPU and its graph leaves the caches.
-const MAX_BATCH_TOKENS: u64 = 2048;
-
 /// Returns how the run's calibration data is cut into shards: part of what fixes the order of all sums.
 fn shards(run: &Run) -> Result<Vec<ShardPlan>, RunError> {
     Ok(shard_plan(run.spec(), &prepared(run)?.model))
@@ -43,7 +40,7 @@ pub fn shard_plan(spec: &RunSpec, model: &ModelDescription) -> Vec<ShardPlan> {
         boundary_bytes: spec.boundary_dtype.bytes(),
         // Boundary states of every draw are kept at once.
         memory: spec.memory / u64::from(spec.fisher_samples),
-        max_batch_tokens: MAX_BATCH_TOKENS,
+        max_batch_tokens: assignment::MAX_BATCH_TOKENS,
         min_shards: spec.shards.into(),
     })
 }

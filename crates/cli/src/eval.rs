@@ -3,7 +3,7 @@
 use crate::args::EvalArgs;
 use crate::error::CliError;
 use crate::output::{print, print_json};
-use crate::progress::Display;
+use crate::progress::{self, Display};
 use crate::prune::{missing_data, usual_seq_len};
 use crate::summary::protocol;
 use crate::text::{Align, Table, grouped, short_count};
@@ -11,7 +11,6 @@ use model::perplexity;
 use model::tokens::{self, DataOptions, Segments, Tokenizer};
 use model::{Decoder, ModelFolder, Overlay, device};
 use serde::Serialize;
-use service::telemetry::{self, LogFormat};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -37,10 +36,7 @@ struct Measured {
 
 /// Measures every folder.
 pub(crate) fn run(args: &EvalArgs) -> Result<(), CliError> {
-    let display = Display::choose(args.quiet);
-    let log = display.clone();
-    telemetry::init_with_writer(LogFormat::Plain, "warn", move || log.writer())
-        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
+    let display = progress::start(args.quiet, "warn")?;
 
     // Everything that can be wrong with a folder is found before the first is measured.
     CliError::from_all(missing_data("--data", &args.data))?;

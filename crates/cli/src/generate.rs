@@ -3,12 +3,11 @@
 use crate::args::GenerateArgs;
 use crate::error::CliError;
 use crate::output::{print, print_json, print_line};
-use crate::progress::Display;
+use crate::progress;
 use model::generate::{End, greedy};
 use model::tokens::{TextStream, Tokenizer};
 use model::{Decoder, ModelError, ModelFolder, Overlay, device};
 use serde::Serialize;
-use service::telemetry::{self, LogFormat};
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -38,10 +37,7 @@ enum Show {
 
 /// Generates and prints.
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let display = Display::choose(args.quiet);
-    let log = display.clone();
-    telemetry::init_with_writer(LogFormat::Plain, "warn", move || log.writer())
-        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
+    let display = progress::start(args.quiet, "warn")?;
 
     // Everything that can be wrong with the request is found before the weights are read.
     let folder = ModelFolder::open(&args.model)?;

@@ -3,16 +3,20 @@
 
 use crate::error::CliError;
 use model::device::DeviceChoice;
+use proto::v1;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use service::retry::{CALL_TIMEOUT, within};
 use service::status::chain;
 use service::transport::MemoryIncoming;
+use service::worker::Place;
 use service::{Connector, Guard, MemoryNetwork, Peers, Retry, Shutdown, Store, Wire};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 use types::WorkerId;
 
+/// Runs looked at on one page.
+const PAGE: i32 = 1000;
 const COORDINATOR: &str = "coordinator";
 const CALIBRATOR: &str = "calibrator";
 const SURGEON: &str = "surgeon";
@@ -37,6 +41,35 @@ where
     let retry = Retry::default();
     let answer = retry.call(|| rpc(client.clone(), within(CALL_TIMEOUT, request.clone())));
     answer.await.map_err(CliError::call(what))
+}
+
+/// Shows the runs of a coordinator to `look`, newest first, until it returns something.
+pub(crate) async fn each_run<T>(
+    client: &Client,
+    what: &'static str,
+    mut look: impl FnMut(v1::Run) -> Option<T>,
+) -> Result<Option<T>, CliError> {
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListRunsRequest { page_size: PAGE, page_token };
+        let list = |mut client: Client, request| async move { client.list_runs(request).await };
+        let page = call(client, what, request, list).await?;
+        if let Some(found) = page.runs.into_iter().find_map(&mut look) {
+            return Ok(Some(found));
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(None);
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+/// Returns what carries messages for a command that computes nothing.
+pub(crate) fn message_thread() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Setup { what: "start the message thread", source })
 }
 
 /// What the services need.
@@ -91,37 +124,16 @@ impl Local {
 
     /// Starts the workers.
     pub(crate) fn start_workers(&mut self, deployment: &Deployment) -> Result<(), CliError> {
-        let channel = self.connector.channel(&endpoint(COORDINATOR))?;
-        let calibrator = calibrator::Options {
-            worker: worker_id(CALIBRATOR)?,
-            endpoint: endpoint(CALIBRATOR),
-            peers: Peers::SameProcess,
-            guard: Guard::open(),
-            admin: None,
-            device: deployment.device,
-            threads: deployment.threads,
-            store: deployment.store.clone(),
-            coordinator: channel.clone(),
-        };
+        let (device, threads) = (deployment.device, deployment.threads);
+        let calibrator = calibrator::Options { place: self.place(CALIBRATOR, deployment)?, device, threads };
         let incoming: MemoryIncoming = self.network.listen(CALIBRATOR)?;
         let shutdown = self.workers_stop.clone();
         self.workers.spawn(async move {
             let served = calibrator::serve(calibrator, incoming, shutdown).await;
             (CALIBRATOR, served.map_err(|e| chain(&e)))
         });
-        let surgeon = surgeon::Options {
-            worker: worker_id(SURGEON)?,
-            endpoint: endpoint(SURGEON),
-            peers: Peers::SameProcess,
-            guard: Guard::open(),
-            admin: None,
-            device: deployment.device,
-            threads: deployment.threads,
-            store: deployment.store.clone(),
-            coordinator: channel,
-            connector: self.connector.clone(),
-            receive_bytes: surgeon::Options::RECEIVE_BYTES,
-        };
+        let (place, receive_bytes) = (self.place(SURGEON, deployment)?, surgeon::Options::RECEIVE_BYTES);
+        let surgeon = surgeon::Options { place, device, threads, receive_bytes };
         let incoming = self.network.listen(SURGEON)?;
         let shutdown = self.workers_stop.clone();
         self.workers.spawn(async move {
@@ -129,6 +141,20 @@ impl Local {
             (SURGEON, served.map_err(|e| chain(&e)))
         });
         Ok(())
+    }
+
+    /// Returns a worker's place in this process.
+    fn place(&self, name: &str, deployment: &Deployment) -> Result<Place, CliError> {
+        Ok(Place {
+            worker: worker_id(name)?,
+            endpoint: endpoint(name),
+            peers: Peers::SameProcess,
+            guard: Guard::open(),
+            admin: None,
+            store: deployment.store.clone(),
+            coordinator: self.connector.channel(&endpoint(COORDINATOR))?,
+            connector: self.connector.clone(),
+        })
     }
 
     /// Returns a client of the coordinator.

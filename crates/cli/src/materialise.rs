@@ -3,7 +3,7 @@
 use crate::args::MaterialiseArgs;
 use crate::error::CliError;
 use crate::local::Client;
-use crate::prune::{Call, absolute, launch, newest_run, output_parent, start_display};
+use crate::prune::{Call, absolute, launch, newest_run, output_parent, start_display, state_folder};
 use proto::v1;
 use std::path::Path;
 use types::{RunId, RunSpec, Target};
@@ -12,9 +12,7 @@ use types::{RunId, RunSpec, Target};
 pub(crate) fn run(args: &MaterialiseArgs) -> Result<(), CliError> {
     let display = start_display(args.quiet)?;
     let state = absolute("STATE", &args.state)?;
-    if !Path::new(&state).join("runs").is_dir() {
-        return Err(CliError::Usage(format!("'{}' is no state folder: it holds no runs", args.state.display())));
-    }
+    state_folder(&args.state)?;
     let output = absolute("--out", &args.out)?;
     let target = target(args)?;
     args.machine.device.open()?;

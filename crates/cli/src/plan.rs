@@ -13,20 +13,8 @@ use types::{Structure, format_bytes};
 #[derive(Debug, Serialize)]
 struct Told {
     model: String,
-    parameters: u64,
-    prunable: u64,
-    shards: u64,
-    factor_bytes_a_shard: u64,
-    traffic_bytes_a_shot: u64,
-    weight_bytes: u64,
-    calibrator_bytes: u64,
-    surgeon_bytes: u64,
-    sweep_flops_a_shot: f64,
-    sweep_seconds_a_shot: f64,
-    network_seconds_a_shot: f64,
-    score_seconds_a_shot: f64,
-    evaluate_seconds_a_shot: f64,
-    total_seconds: f64,
+    #[serde(flatten)]
+    forecast: Forecast,
     /// Bytes that a device lacks; 0 if the run fits.
     lacking_bytes: u64,
 }
@@ -53,7 +41,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
         Machines { workers: args.gpus, memory: args.gpu_memory, flops: args.flops, network: args.network / 8.0 };
     let found = forecast(&widths(&config), &request, &machines);
     if args.json {
-        return print_json(&told(args, &found, &machines));
+        let lacking_bytes = found.lacking(&machines).unwrap_or(0);
+        return print_json(&Told { model: args.model.display().to_string(), forecast: found, lacking_bytes });
     }
     print(&render(args, &found, &machines))
 }
@@ -73,27 +62,6 @@ fn widths(config: &ModelConfig) -> Widths {
     }
 }
 
-fn told(args: &PlanArgs, found: &Forecast, machines: &Machines) -> Told {
-    Told {
-        model: args.model.display().to_string(),
-        parameters: found.parameters,
-        prunable: found.prunable,
-        shards: found.shards,
-        factor_bytes_a_shard: found.factor_bytes,
-        traffic_bytes_a_shot: found.traffic_bytes,
-        weight_bytes: found.weight_bytes,
-        calibrator_bytes: found.calibrator_bytes,
-        surgeon_bytes: found.surgeon_bytes,
-        sweep_flops_a_shot: found.sweep_flops,
-        sweep_seconds_a_shot: found.sweep_seconds,
-        network_seconds_a_shot: found.network_seconds,
-        score_seconds_a_shot: found.score_seconds,
-        evaluate_seconds_a_shot: found.evaluate_seconds,
-        total_seconds: found.total_seconds,
-        lacking_bytes: found.lacking(machines).unwrap_or(0),
-    }
-}
-
 fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
     let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
     let mut row = |what: &str, figure: String, note: String| table.row([what.to_owned(), figure, note]);
@@ -103,11 +71,15 @@ fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
         String::new(),
         format!("{} samples of {} tokens, {} shards", args.samples, args.seq_len, found.shards),
     );
-    row("  sweep", rough_duration(found.sweep_seconds), format!("{:.3e} operations", found.sweep_flops));
-    let factors = format_bytes(found.factor_bytes);
-    row("  factors", rough_duration(found.network_seconds), format!("{factors} a shard, on their way meanwhile"));
-    row("  removal paths", rough_duration(found.score_seconds), "mostly meanwhile".to_owned());
-    row("  held-out loss", rough_duration(found.evaluate_seconds), format!("{} segments", args.eval_samples));
+    row("  sweep", rough_duration(found.sweep_seconds_a_shot), format!("{:.3e} operations", found.sweep_flops_a_shot));
+    let factors = format_bytes(found.factor_bytes_a_shard);
+    row(
+        "  factors",
+        rough_duration(found.network_seconds_a_shot),
+        format!("{factors} a shard, on their way meanwhile"),
+    );
+    row("  removal paths", rough_duration(found.score_seconds_a_shot), "mostly meanwhile".to_owned());
+    row("  held-out loss", rough_duration(found.evaluate_seconds_a_shot), format!("{} segments", args.eval_samples));
     row(
         "the run",
         rough_duration(found.total_seconds),
@@ -119,7 +91,7 @@ fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
         format!("{} of it weights", format_bytes(found.weight_bytes)),
     );
     row("surgeon memory", format_bytes(found.surgeon_bytes), "one block's factors".to_owned());
-    row("store, while a shot lasts", format_bytes(found.traffic_bytes), "factors of all shards".to_owned());
+    row("store, while a shot lasts", format_bytes(found.traffic_bytes_a_shot), "factors of all shards".to_owned());
     let verdict = match found.lacking(machines) {
         None => format!("fits {} of {} each\n", args.gpus, format_bytes(machines.memory)),
         Some(bytes) => format!(

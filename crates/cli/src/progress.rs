@@ -6,11 +6,13 @@ mod estimate;
 mod lines;
 mod tracker;
 
+use crate::error::CliError;
 use crate::output::tell;
 use crate::text::rough_duration;
 use coordinator::event::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use proto::v1::StageProgress;
+use service::telemetry::{self, LogFormat};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 use tracker::{Now, Tracker};
@@ -30,6 +32,15 @@ pub(crate) enum Display {
     Plain,
     /// Nowhere.
     Quiet,
+}
+
+/// Returns the display of a command, chosen for where it writes; the program's log goes through it, from `level` on.
+pub(crate) fn start(quiet: bool, level: &str) -> Result<Display, CliError> {
+    let display = Display::choose(quiet);
+    let log = display.clone();
+    telemetry::init_with_writer(LogFormat::Plain, level, move || log.writer())
+        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
+    Ok(display)
 }
 
 impl Display {

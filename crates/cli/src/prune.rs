@@ -6,7 +6,7 @@ mod follow;
 mod journal;
 mod request;
 
-pub(crate) use check::{missing_data, output_parent};
+pub(crate) use check::{missing_data, output_parent, state_folder};
 pub(crate) use command::command;
 pub(crate) use follow::{Follower, run_id};
 pub(crate) use journal::{Journal, journal_of};
@@ -14,14 +14,13 @@ pub(crate) use request::{absolute, spec, unchecked, usual_seq_len};
 
 use crate::args::{MachineArgs, PruneArgs};
 use crate::error::{CliError, report_error};
-use crate::local::{Client, Deployment, Local, call};
+use crate::local::{Client, Deployment, Local, call, each_run};
 use crate::output::{print, print_json, print_line, tell};
-use crate::progress::Display;
+use crate::progress::{self, Display};
 use crate::report;
 use crate::summary::Summary;
 use model::ModelFolder;
 use proto::v1;
-use service::telemetry::{self, LogFormat};
 use service::{RequestIds, Shutdown, Store};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -31,8 +30,6 @@ use types::RunSpec;
 const DRAIN: Duration = Duration::from_secs(10);
 /// Threads that carry messages; computing has its own.
 const MESSAGE_THREADS: usize = 4;
-/// Runs looked at on one page.
-const PAGE: i32 = 1000;
 
 /// Prunes a model.
 pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
@@ -56,12 +53,7 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
 
 /// Returns the display for a run; the program's log goes through it.
 pub(crate) fn start_display(quiet: bool) -> Result<Display, CliError> {
-    let display = Display::choose(quiet);
-    let log = display.clone();
-    let level = if quiet { "error" } else { "warn" };
-    telemetry::init_with_writer(LogFormat::Plain, level, move || log.writer())
-        .map_err(|e| CliError::Usage(service::status::chain(&e)))?;
-    Ok(display)
+    progress::start(quiet, if quiet { "error" } else { "warn" })
 }
 
 /// How a run is carried out and shown.
@@ -187,19 +179,7 @@ pub(crate) async fn newest_run(
     client: &Client,
     wanted: impl Fn(&v1::Run) -> bool,
 ) -> Result<Option<v1::Run>, CliError> {
-    let mut page_token = String::new();
-    loop {
-        let request = v1::ListRunsRequest { page_size: PAGE, page_token };
-        let list = |mut client: Client, request| async move { client.list_runs(request).await };
-        let page = call(client, "cannot list earlier runs", request, list).await?;
-        if let Some(run) = page.runs.into_iter().find(&wanted) {
-            return Ok(Some(run));
-        }
-        if page.next_page_token.is_empty() {
-            return Ok(None);
-        }
-        page_token = page.next_page_token;
-    }
+    each_run(client, "cannot list earlier runs", |run| wanted(&run).then_some(run)).await
 }
 
 /// Says what the command goes on from, or that it cannot.

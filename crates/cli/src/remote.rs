@@ -4,7 +4,7 @@ mod show;
 
 use crate::args::{ControlArgs, ListArgs, RemoteArgs, SubmitArgs, WatchArgs, WorkersArgs};
 use crate::error::CliError;
-use crate::local::{Client, call};
+use crate::local::{Client, call, each_run, message_thread};
 use crate::output::{print, print_json, print_line};
 use crate::progress::Display;
 use crate::prune::{self, Follower, run_id};
@@ -21,8 +21,6 @@ use types::RunSpec;
 
 /// How long a coordinator may take to answer for the first time.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Runs and workers on one page.
-const PAGE: i32 = 1000;
 
 /// What can be done to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,17 +70,11 @@ fn spec(args: &SubmitArgs) -> Result<RunSpec, CliError> {
 pub(crate) fn list(args: &ListArgs) -> Result<(), CliError> {
     connected(&args.remote, async |client| {
         let mut runs = Vec::new();
-        let mut page_token = String::new();
-        loop {
-            let request = v1::ListRunsRequest { page_size: PAGE, page_token };
-            let list = |mut client: Client, request| async move { client.list_runs(request).await };
-            let page = call(&client, "cannot list the runs", request, list).await?;
-            runs.extend(page.runs.iter().map(show::Run::from));
-            if page.next_page_token.is_empty() {
-                break;
-            }
-            page_token = page.next_page_token;
-        }
+        each_run(&client, "cannot list the runs", |run| {
+            runs.push(show::Run::from(&run));
+            None::<()>
+        })
+        .await?;
         if args.json {
             return runs.iter().try_for_each(print_json);
         }
@@ -173,11 +165,7 @@ fn connected(args: &RemoteArgs, work: impl AsyncFnOnce(Client) -> Result<(), Cli
     let usage = |error: &dyn std::error::Error| CliError::Usage(service::status::chain(error));
     let tls = Tls::open_caller(&args.tls).map_err(|e| usage(&e))?;
     let token = args.token_file.as_deref().map(TokenFile::open).transpose().map_err(|e| usage(&e))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::Setup { what: "start the message thread", source })?;
-    runtime.block_on(async {
+    message_thread()?.block_on(async {
         let connector = Connector::new(MemoryNetwork::new()).between_hosts(tls, Plain::new(args.insecure), token);
         let wire = connector.channel(&args.coordinator)?;
         let client = CoordinatorServiceClient::new(wire).max_decoding_message_size(proto::MAX_CONTROL_BYTES);

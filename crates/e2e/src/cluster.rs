@@ -14,7 +14,6 @@ const PATIENCE: Duration = Duration::from_mins(3);
 pub struct Cluster {
     folder: PathBuf,
     services: BTreeMap<String, Child>,
-    flags: Vec<String>,
     store: String,
     variables: Vec<(String, String)>,
 }
@@ -25,17 +24,9 @@ impl Cluster {
         Self {
             folder: folder.to_owned(),
             services: BTreeMap::new(),
-            flags: Vec::new(),
             store: folder.join("store").display().to_string(),
             variables: Vec::new(),
         }
-    }
-
-    /// Returns it with flags that every service gets.
-    #[must_use]
-    pub fn with_flags(mut self, flags: &[&str]) -> Self {
-        self.flags = flags.iter().map(|&f| f.to_owned()).collect();
-        self
     }
 
     /// Returns it on another store than a folder of its own, with variables of the environment for that.
@@ -83,7 +74,7 @@ impl Cluster {
             command.args(["--coordinator", &self.endpoint("coordinator"), "--worker", name]);
             command.args(["--device", "cpu", "--threads", "1"]);
         }
-        command.args(&self.flags).env("RUST_BACKTRACE", "0").stdout(Stdio::null()).stderr(log);
+        command.env("RUST_BACKTRACE", "0").stdout(Stdio::null()).stderr(log);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}; is it built?"));
         self.services.insert(name.to_owned(), child);
     }

@@ -1,5 +1,8 @@
 //! Who gets what: calibration samples into shards, tasks to workers. Does not know workers, only how many.
 
+/// Tokens a micro-batch holds at most: beyond it a larger one is no faster on a CPU and its graph leaves the caches.
+pub const MAX_BATCH_TOKENS: u64 = 2048;
+
 /// What the split of the calibration data depends on. Part of the run, never of a worker: it sets the order of sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sweep {

@@ -3,7 +3,8 @@
 //! Counts are exact where the run's own are (factors, weights, shards); seconds are counts over rates that the caller
 //! measured or was told, and over the share of a rate that each stage was measured to reach. Knows no machine.
 
-use crate::assignment::{Sweep, shards};
+use crate::assignment::{MAX_BATCH_TOKENS, Sweep, shards};
+use serde::Serialize;
 
 /// Share of the matrix rate that a sweep reaches: `make bench` measured 1.47 times its floor on a CPU.
 pub const SWEEP_SHARE: f64 = 0.68;
@@ -14,8 +15,6 @@ pub const TOLERANCE: f64 = 2.0;
 
 /// Bytes of a number in factors.
 const FACTOR_BYTES: u64 = 4;
-/// Tokens a micro-batch holds at most.
-const MAX_BATCH_TOKENS: u64 = 2048;
 /// Finished blocks that wait in a calibrator at most.
 const WAITING_BLOCKS: u64 = 2;
 /// Squares of a site's factors that a surgeon holds at once: the factor, its inverse, and what a downdate needs.
@@ -86,7 +85,7 @@ pub struct Machines {
 }
 
 /// What one shot and the run will take.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Forecast {
     /// Parameters of the model.
     pub parameters: u64,
@@ -97,25 +96,25 @@ pub struct Forecast {
     /// Shards of a shot.
     pub shards: u64,
     /// Operations of a shot's sweep.
-    pub sweep_flops: f64,
+    pub sweep_flops_a_shot: f64,
     /// Operations of a shot's removal paths.
-    pub score_flops: f64,
+    pub score_flops_a_shot: f64,
     /// Bytes of one shard's factors, packed: what a calibrator hands over.
-    pub factor_bytes: u64,
+    pub factor_bytes_a_shard: u64,
     /// Bytes of factors over the network in a shot, and in the store while it lasts.
-    pub traffic_bytes: u64,
+    pub traffic_bytes_a_shot: u64,
     /// Largest memory of a calibrator.
     pub calibrator_bytes: u64,
     /// Largest memory of a surgeon's kernels, for one block.
     pub surgeon_bytes: u64,
     /// Seconds of a shot's sweep, its factors' way, its paths, its held-out loss.
-    pub sweep_seconds: f64,
+    pub sweep_seconds_a_shot: f64,
     /// Seconds of the factors over the network.
-    pub network_seconds: f64,
+    pub network_seconds_a_shot: f64,
     /// Seconds of the removal paths.
-    pub score_seconds: f64,
+    pub score_seconds_a_shot: f64,
     /// Seconds of the held-out loss.
-    pub evaluate_seconds: f64,
+    pub evaluate_seconds_a_shot: f64,
     /// Seconds of the whole run.
     pub total_seconds: f64,
 }
@@ -231,16 +230,16 @@ pub fn forecast(widths: &Widths, request: &Request, machines: &Machines) -> Fore
         prunable: widths.blocks * widths.block_weights(),
         weight_bytes,
         shards: count,
-        sweep_flops,
-        score_flops,
-        factor_bytes,
-        traffic_bytes,
+        sweep_flops_a_shot: sweep_flops,
+        score_flops_a_shot: score_flops,
+        factor_bytes_a_shard: factor_bytes,
+        traffic_bytes_a_shot: traffic_bytes,
         calibrator_bytes,
         surgeon_bytes,
-        sweep_seconds,
-        network_seconds,
-        score_seconds,
-        evaluate_seconds,
+        sweep_seconds_a_shot: sweep_seconds,
+        network_seconds_a_shot: network_seconds,
+        score_seconds_a_shot: score_seconds,
+        evaluate_seconds_a_shot: evaluate_seconds,
         total_seconds,
     }
 }
@@ -262,7 +261,8 @@ mod tests {
 
     #[test]
     fn factors_of_known_models_have_their_known_sizes() {
-        let gigabytes = |widths: &Widths, sites| forecast(widths, &request(sites), &ONE).factor_bytes as f64 / 1e9;
+        let gigabytes =
+            |widths: &Widths, sites| forecast(widths, &request(sites), &ONE).factor_bytes_a_shard as f64 / 1e9;
         let llama2 = llama(32, 4096, 11008, 32, 32, 32000);
         let llama3 = llama(32, 4096, 14336, 32, 8, 128_256);
         let large = llama(80, 8192, 28672, 64, 8, 128_256);
@@ -288,9 +288,9 @@ mod tests {
             memory: 1 << 30,
             ..request(Sites::Consumers)
         };
-        let flops = forecast(&small, &asked, &ONE).sweep_flops;
+        let flops = forecast(&small, &asked, &ONE).sweep_flops_a_shot;
         let machine = Machines { flops: flops / 13.05, ..ONE };
-        let found = forecast(&small, &asked, &machine).sweep_seconds / 19.24;
+        let found = forecast(&small, &asked, &machine).sweep_seconds_a_shot / 19.24;
         assert!(found < TOLERANCE && found > 1.0 / TOLERANCE, "forecast over measured: {found}");
     }
 
@@ -300,7 +300,7 @@ mod tests {
         let asked = request(Sites::Consumers);
         let eight = Machines { workers: 8, ..ONE };
         let (one, many) = (forecast(&llama2, &asked, &ONE), forecast(&llama2, &asked, &eight));
-        assert!((one.sweep_seconds / many.sweep_seconds / 8.0 - 1.0).abs() < 0.01);
+        assert!((one.sweep_seconds_a_shot / many.sweep_seconds_a_shot / 8.0 - 1.0).abs() < 0.01);
         assert_eq!((one.lacking(&ONE), many.shards), (None, 8));
         let large = llama(80, 8192, 28672, 64, 8, 128_256);
         assert!(forecast(&large, &asked, &ONE).lacking(&ONE).is_some_and(|bytes| bytes > 50 << 30));

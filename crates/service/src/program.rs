@@ -79,18 +79,20 @@ where
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let code = match &served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => end(failure),
+    let exit = match &served {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            end(failure);
+            failure.exit
+        }
     };
-    // A computation that is still running must not meet its library being torn down.
-    let number = served.as_ref().map_or_else(|failure| failure.exit.code(), |()| 0);
-    tracing::info!(exit = number, drained, "stopped");
+    tracing::info!(exit = exit.code(), drained, "stopped");
     let _ = std::io::stderr().flush(); // nobody could be told
-    if !drained || number != 0 {
-        signal_hook::low_level::exit(i32::from(number));
+    if !drained || exit != Exit::Done {
+        // A computation that is still running must not meet its library being torn down.
+        signal_hook::low_level::exit(i32::from(exit.code()));
     }
-    code
+    ExitCode::SUCCESS
 }
 
 /// Returns the parsed flags, or what to exit with: help and version end well, faults do not.

@@ -13,6 +13,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use proto::v1::FailureClass;
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -88,6 +89,17 @@ pub enum StoreError {
 type Cause = Box<dyn Error + Send + Sync>;
 
 impl StoreError {
+    /// Returns what the coordinator can do about a task that fails with this.
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::BadKey { .. } | Self::BadAddress { .. } => FailureClass::InvalidInput,
+            Self::AlreadyExists { .. } => FailureClass::Internal,
+            Self::NotFound { .. } | Self::Full { .. } | Self::PermissionDenied { .. } | Self::Unavailable { .. } => {
+                FailureClass::Store
+            }
+        }
+    }
+
     /// Returns the reason that goes on the wire and into a paused run.
     pub fn reason(&self) -> Reason {
         match self {

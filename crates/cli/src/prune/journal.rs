@@ -4,7 +4,7 @@ use super::check::{self, no_run};
 use super::follow::{self, Finished};
 use super::{DRAIN, newest_run};
 use crate::error::CliError;
-use crate::local::{Client, Local, call};
+use crate::local::{Client, Local, call, message_thread};
 use crate::summary::Timeline;
 use coordinator::event::{Event, History};
 use proto::v1;
@@ -34,11 +34,7 @@ impl Journal {
 /// Returns what is known of a run in a state folder: of the one named, otherwise of the newest.
 pub(crate) fn journal_of(state: &Path, run: Option<&str>) -> Result<Journal, CliError> {
     check::state_folder(state)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::Setup { what: "start the message thread", source })?;
-    runtime.block_on(async {
+    message_thread()?.block_on(async {
         let local = Local::start(Store::open_local(state).map_err(CliError::Store)?).await?;
         let journal = read(&local.client()?, state, run).await;
         local.stop(DRAIN).await;

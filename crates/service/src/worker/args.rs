@@ -35,19 +35,17 @@ pub struct WorkerArgs {
     pub program: ProgramArgs,
 }
 
-/// A worker's place among the others.
+/// A worker's place among the others, in one process or on many hosts.
 #[derive(Debug)]
 pub struct Place {
-    /// Its name.
+    /// Its name, unique while it lives.
     pub worker: WorkerId,
-    /// Where its own service can be reached.
+    /// Where its own service can be reached: `memory://name`, `http://host:port` and so on.
     pub endpoint: String,
     /// Where its callers live.
     pub peers: Peers,
     /// Who may call it.
     pub guard: Guard,
-    /// Where calls arrive.
-    pub listener: Listener,
     /// Where probes ask.
     pub admin: Option<Listener>,
     /// Where everything lies.
@@ -59,8 +57,8 @@ pub struct Place {
 }
 
 impl WorkerArgs {
-    /// Opens store and network. All faults of the flags are told at once.
-    pub async fn open(&self, role: WorkerRole) -> Result<Place, Failure> {
+    /// Opens store and network; returns the place and where calls arrive. All faults of the flags are told at once.
+    pub async fn open(&self, role: WorkerRole) -> Result<(Place, Listener), Failure> {
         let network = self.network.open().await?;
         let coordinator =
             network.connector.channel(&self.coordinator).map_err(|e| format!("--coordinator: {}", chain(&e)));
@@ -71,17 +69,19 @@ impl WorkerArgs {
             .await
             .map_err(|e| Failure::new(Exit::Store, format!("--store {}: {}", self.store, chain(&e))));
         match (worker, endpoint, coordinator) {
-            (Ok(worker), Ok(endpoint), Ok(coordinator)) => Ok(Place {
-                worker,
-                endpoint,
-                peers: Peers::Network,
-                guard: network.between_services,
-                listener: network.listener,
-                admin: network.admin,
-                store: store?,
-                coordinator,
-                connector: network.connector,
-            }),
+            (Ok(worker), Ok(endpoint), Ok(coordinator)) => {
+                let place = Place {
+                    worker,
+                    endpoint,
+                    peers: Peers::Network,
+                    guard: network.between_services,
+                    admin: network.admin,
+                    store: store?,
+                    coordinator,
+                    connector: network.connector,
+                };
+                Ok((place, network.listener))
+            }
             (worker, endpoint, coordinator) => {
                 let faults = [worker.err(), endpoint.err(), coordinator.err(), store.err().map(|f| f.message)];
                 Err(Failure::of_settings(faults.into_iter().flatten()))
