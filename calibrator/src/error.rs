@@ -83,6 +83,12 @@ pub enum Error {
         /// Its length.
         bytes: u64,
     },
+    /// A sweep asked for by a caller of a calibrator that works for a coordinator.
+    #[error("this calibrator works for a coordinator; ask one that was started with --standalone")]
+    HasCoordinator,
+    /// A second sweep asked for by callers.
+    #[error("another sweep is under way; ask again when it has ended")]
+    Busy,
     /// The compute thread.
     #[error(transparent)]
     Compute(#[from] ComputeError),
@@ -158,6 +164,8 @@ impl Error {
             Self::NoSuchSamples { .. } | Self::NoHeldOutData => (Some(C::InvalidInput), R::DataInvalid),
             Self::NoSuchBlock { .. } => (Some(C::InvalidInput), R::ModelInvalid),
             Self::GenerationStale { .. } => (None, R::GenerationStale),
+            Self::HasCoordinator => (Some(C::InvalidInput), R::HasCoordinator),
+            Self::Busy => (None, R::Busy),
             Self::NotSwept { .. } => (None, R::PeerUnavailable),
             Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone) | Self::Thread(_) | Self::Serve(_) => {
                 (Some(C::Internal), R::Internal)
@@ -220,7 +228,7 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Message(invalid) => status::invalid_message(&invalid),
-            Error::NotSwept { .. } => error.reason().status_retry_after(error.to_string(), ASK_AGAIN),
+            Error::NotSwept { .. } | Error::Busy => error.reason().status_retry_after(error.to_string(), ASK_AGAIN),
             other => other.reason().status(status::chain(&other)),
         }
     }

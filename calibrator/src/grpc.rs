@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::shelf::{Factors, Next, Shelf, SweepKey};
+use crate::standalone::{Answers, Standalone};
 use futures::{Stream, TryStreamExt, stream};
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
@@ -31,6 +32,14 @@ pub(crate) struct Grpc {
     pub(crate) device: String,
     /// Ends open streams.
     pub(crate) stop: CancellationToken,
+    /// Sweeps for callers; `None` while a coordinator has the calibrator.
+    pub(crate) standalone: Option<Arc<Standalone>>,
+}
+
+impl Grpc {
+    fn standalone(&self) -> Result<&Standalone, Error> {
+        self.standalone.as_deref().ok_or(Error::HasCoordinator)
+    }
 }
 
 /// One stream under way: a header, its chunks, the next header.
@@ -128,6 +137,19 @@ impl CalibratorService for Grpc {
             Ok::<_, Error>(part.map(|part| (v1::StreamFactorsResponse { part: Some(part) }, sending)))
         });
         Ok(Response::new(Box::pin(parts.map_err(Status::from))))
+    }
+
+    type CalibrateStream = Answers;
+
+    async fn load_model(
+        &self,
+        request: Request<v1::LoadModelRequest>,
+    ) -> Result<Response<v1::LoadModelResponse>, Status> {
+        Ok(Response::new(self.standalone()?.load(request.into_inner()).await?))
+    }
+
+    async fn calibrate(&self, request: Request<v1::CalibrateRequest>) -> Result<Response<Answers>, Status> {
+        Ok(Response::new(self.standalone()?.calibrate(request.into_inner()).await?))
     }
 
     async fn release_factors(

@@ -29,7 +29,7 @@ fn served(shelf: &Arc<Shelf>, stop: &CancellationToken) -> CalibratorServiceClie
     let network = MemoryNetwork::new();
     let incoming = network.listen("calibrator").unwrap();
     let worker = WorkerId::new("w").unwrap();
-    let grpc = Grpc { shelf: Arc::clone(shelf), worker, device: "cpu".into(), stop: stop.clone() };
+    let grpc = Grpc { shelf: Arc::clone(shelf), worker, device: "cpu".into(), stop: stop.clone(), standalone: None };
     let server = Server::new(Peers::SameProcess).add_service(CalibratorServiceServer::new(grpc));
     tokio::spawn(server.serve(incoming, stop.clone(), Duration::from_secs(1)));
     let channel = Connector::new(network).bulk_channel("memory://calibrator").unwrap();

@@ -12,6 +12,7 @@
 //! | `worker.rs` | tasks: from the store, to the compute thread, to the coordinator |
 //! | `session.rs`, `sweep.rs` | what happens on the compute thread |
 //! | `shelf.rs` | where finished blocks wait |
+//! | `standalone.rs` | sweeps for callers, without a coordinator |
 //! | `grpc.rs` | `CalibratorService` |
 
 mod config;
@@ -22,6 +23,7 @@ mod job;
 mod memory;
 mod session;
 mod shelf;
+mod standalone;
 mod sums;
 mod sweep;
 mod worker;
@@ -34,9 +36,10 @@ use grpc::Grpc;
 use model::{ModelError, device};
 use proto::v1;
 use proto::v1::calibrator_service_server::CalibratorServiceServer;
-use service::{ComputeThread, Server, Shutdown, WorkerOptions, run_worker};
+use service::{ComputeThread, Server, Shutdown, WorkerOptions, run_standalone, run_worker};
 use session::Session;
 use shelf::Shelf;
+use standalone::Standalone;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -72,13 +75,18 @@ where
 
     let stop = shutdown.token().child_token();
     let shelf = Arc::new(Shelf::new());
+    let session = Arc::new(Mutex::new(Session::new(device)));
+    let standalone = match place.coordinator {
+        Some(_) => None,
+        None => Some(Standalone::new(compute.clone(), Arc::clone(&session), Arc::clone(&shelf), stop.clone())),
+    };
     let grpc = Grpc {
         shelf: Arc::clone(&shelf),
         worker: place.worker.clone(),
         device: device_name.clone(),
         stop: stop.clone(),
+        standalone: standalone.map(Arc::new),
     };
-    let session = Arc::new(Mutex::new(Session::new(device)));
     let handler = Arc::new(Handler { compute, session, shelf, store: place.store });
     let (ready, is_ready) = watch::channel(false);
     let worker = WorkerOptions {
@@ -101,7 +109,11 @@ where
         served
     };
     let working = async {
-        let worked = run_worker(place.coordinator, worker, handler, stop.clone()).await;
+        let Some(coordinator) = place.coordinator else {
+            run_standalone(worker.ready, stop.clone()).await;
+            return Ok(());
+        };
+        let worked = run_worker(coordinator, worker, handler, stop.clone()).await;
         stop.cancel();
         worked
     };

@@ -114,20 +114,8 @@ impl Handler {
             error = self.release_stored(&key) => return Err(error),
             error = self.fetch_weighers(&key, (pass, weighed), ahead) => return Err(error),
         };
-        let Swept { result, wait, factor_bytes } = swept;
-        tracing::info!(tokens = result.tokens, factor_bytes, "shard swept");
-        Ok(v1::CalibrateResult {
-            loss_sum: result.loss_sum,
-            targets: result.targets,
-            tokens: result.tokens,
-            forward_seconds: result.times.forward.as_secs_f64(),
-            head_seconds: result.times.head.as_secs_f64(),
-            backward_seconds: result.times.backward.as_secs_f64(),
-            gram_seconds: result.times.gram.as_secs_f64(),
-            wait_seconds: wait.as_secs_f64(),
-            factor_bytes,
-            peak_memory_bytes: peak_memory_bytes(),
-        })
+        tracing::info!(tokens = swept.result.tokens, factor_bytes = swept.factor_bytes, "shard swept");
+        Ok(calibrate_result(swept))
     }
 
     async fn correct(
@@ -282,5 +270,21 @@ impl Handler {
             job(session, &mut Control { progress: &mut progress, cancelled: &cancelled })
         })
         .await
+    }
+}
+
+/// Returns what is told of a sweep.
+pub(crate) fn calibrate_result(Swept { result, wait, factor_bytes }: Swept) -> v1::CalibrateResult {
+    v1::CalibrateResult {
+        loss_sum: result.loss_sum,
+        targets: result.targets,
+        tokens: result.tokens,
+        forward_seconds: result.times.forward.as_secs_f64(),
+        head_seconds: result.times.head.as_secs_f64(),
+        backward_seconds: result.times.backward.as_secs_f64(),
+        gram_seconds: result.times.gram.as_secs_f64(),
+        wait_seconds: wait.as_secs_f64(),
+        factor_bytes,
+        peak_memory_bytes: peak_memory_bytes(),
     }
 }

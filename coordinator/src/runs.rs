@@ -10,6 +10,7 @@ use proto::v1;
 use proto::v1::coordinator_service_server::CoordinatorServiceServer;
 use proto::v1::worker_service_server::WorkerServiceServer;
 use service::access::Guard;
+use service::keys;
 use service::listen::Listener;
 use service::server::{Peers, Server};
 use service::status::{Reason, chain};
@@ -310,7 +311,7 @@ impl Coordinator {
         if run.standing().is_active() {
             return Ok(false);
         }
-        self.shared.store.delete_prefix(&format!("runs/{}", run.id())).await?;
+        self.shared.store.delete_prefix(&keys::run(run.id())).await?;
         self.runs().remove(run.id());
         Ok(true)
     }

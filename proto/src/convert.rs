@@ -8,7 +8,7 @@ mod worker;
 use std::fmt;
 use types::{InvalidId, LayerId, RunId, Violation, WorkerId};
 
-pub use run::{run_name, run_of_name, worker_name, worker_of_name};
+pub use run::{run_name, run_of_name, spec_without_data, spec_without_end, worker_name, worker_of_name};
 
 /// Longest path, glob or resource name, in bytes.
 pub const MAX_TEXT: usize = 4096;

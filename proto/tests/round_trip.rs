@@ -6,7 +6,7 @@ use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use proto::convert::{MAX_PATHS, MAX_SIZE, MAX_TEXT, run_name, run_of_name};
+use proto::convert::{MAX_PATHS, MAX_SIZE, MAX_TEXT, run_name, run_of_name, spec_without_data, spec_without_end};
 use proto::{InvalidMessage, v1};
 use types::*;
 
@@ -305,4 +305,19 @@ fn a_run_is_named_by_its_resource_name() {
     for bad in ["abc", "runs/", "runs/../x", "runs/a/b"] {
         assert!(run_of_name("name", bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_caller_without_a_run_may_leave_out_where_it_ends() {
+    let full: v1::RunSpec = RunSpec::new("m", "d", "o", Target::Size(0.5)).into();
+    let endless = v1::RunSpec { output: String::new(), target: None, ..full.clone() };
+    let spec = spec_without_end(Some(endless.clone())).unwrap();
+    assert_eq!(spec.target, Target::Size(1.0));
+    assert!(RunSpec::try_from(endless.clone()).is_err(), "a run may not");
+    let bare = v1::RunSpec { data: vec![], ..endless };
+    let fields = |refused: InvalidMessage| refused.violations.into_iter().map(|v| v.field).collect::<Vec<_>>();
+    assert_eq!(fields(spec_without_end(Some(bare.clone())).unwrap_err()), ["spec.data"]);
+    assert!(spec_without_data(Some(bare)).is_ok());
+    assert_eq!(fields(spec_without_end(None).unwrap_err()), ["spec"]);
+    assert_eq!(spec_without_end(Some(full.clone())).unwrap(), RunSpec::try_from(full).unwrap());
 }

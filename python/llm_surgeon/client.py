@@ -10,43 +10,16 @@
 from __future__ import annotations
 
 import json
-import random
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
+from llm_surgeon.connection import Connection, Waits, request_id
 from llm_surgeon.v1 import coordinator_service_pb2 as messages
 from llm_surgeon.v1 import coordinator_service_pb2_grpc as stubs
 from llm_surgeon.v1 import run_pb2
-
-# How long a call may take, and how long one that may be repeated is repeated, in seconds.
-CALL_TIMEOUT = 30.0
-RETRY_LIMIT = 300.0
-# Waits between tries: anything up to these, doubling from the first to the last, in seconds.
-WAITS = (0.1, 10.0)
-MAX_MESSAGE = 64 << 20
-
-TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-
-Answer = TypeVar("Answer")
-
-
-class SurgeonError(Exception):
-    """A call that was refused. `reason` is from the published list, `violations` name bad fields."""
-
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str, violations: dict[str, str]) -> None:
-        super().__init__(f"[{reason or code.name}] {message}")
-        self.code = code
-        self.reason = reason
-        self.message = message
-        self.violations = violations
-
 
 @dataclass(frozen=True)
 class Event:
@@ -62,7 +35,7 @@ class Event:
 def run_spec(
     model: str,
     data: Sequence[str],
-    output: str,
+    output: str = "",
     *,
     target_size: float | None = None,
     target_parameters: int | None = None,
@@ -70,7 +43,8 @@ def run_spec(
     eval_data: Sequence[str] = (),
     **others: Any,
 ) -> run_pb2.RunSpec:
-    """Returns a specification with the command line's defaults. Paths are as the workers see them.
+    """Returns a specification with the command line's defaults. Paths are as the workers see them. Curvature alone needs
+    neither output nor target.
 
     `others` are fields of `RunSpec` by name; the shape follows the structure if it is not said.
     """
@@ -129,77 +103,32 @@ def run_spec(
     return spec
 
 
-@dataclass
-class _Token(grpc.AuthMetadataPlugin):
-    token: str = field(repr=False)
-
-    def __call__(self, context: Any, callback: Any) -> None:
-        callback((("authorization", f"Bearer {self.token}"),), None)
-
-
-class Client:
+class Client(Connection):
     """A coordinator's client. Calls that may be repeated are, while the coordinator is away."""
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        token: str | None = None,
-        root_certificates: bytes | None = None,
-        certificate: bytes | None = None,
-        private_key: bytes | None = None,
-        retry_limit: float = RETRY_LIMIT,
-    ) -> None:
-        """`target`: host:port or unix:///path. With `root_certificates` (PEM) the connection has TLS."""
-        self._retry_limit = retry_limit
-        self._metadata: tuple[tuple[str, str], ...] = ()
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE),
-            ("grpc.keepalive_time_ms", 20_000),
-        ]
-        if target.startswith("unix:"):
-            options.append(("grpc.default_authority", "localhost"))  # a path is no authority to HTTP/2 servers
-        if root_certificates is None:
-            self._channel = grpc.insecure_channel(target, options)
-            if token is not None:
-                self._metadata = (("authorization", f"Bearer {token}"),)
-        else:
-            credentials = grpc.ssl_channel_credentials(root_certificates, private_key, certificate)
-            if token is not None:
-                credentials = grpc.composite_channel_credentials(
-                    credentials, grpc.metadata_call_credentials(_Token(token))
-                )
-            self._channel = grpc.secure_channel(target, credentials, options)
-        self._stub = stubs.CoordinatorServiceStub(self._channel)
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the connection; runs go on."""
-        self._channel.close()
+    def __init__(self, target: str, **options: Any) -> None:
+        """As `Connection`."""
+        super().__init__(target, **options)
+        self._stub = stubs.CoordinatorServiceStub(self.channel)
 
     def submit(self, spec: run_pb2.RunSpec) -> run_pb2.Run:
         """Starts a run, or continues the one that the same specification started before."""
-        request = messages.CreateRunRequest(request_id=_request_id(), spec=spec)
-        return self._call(self._stub.CreateRun, request).run
+        request = messages.CreateRunRequest(request_id=request_id(), spec=spec)
+        return self.call(self._stub.CreateRun, request).run
 
     def validate(self, spec: run_pb2.RunSpec) -> None:
         """Raises `SurgeonError` if the coordinator would not take the specification."""
-        self._call(self._stub.CreateRun, messages.CreateRunRequest(spec=spec, validate_only=True))
+        self.call(self._stub.CreateRun, messages.CreateRunRequest(spec=spec, validate_only=True))
 
     def run(self, name: str) -> run_pb2.Run:
         """Returns a run by name, with or without `runs/`."""
-        return self._call(self._stub.GetRun, messages.GetRunRequest(name=_resource(name))).run
+        return self.call(self._stub.GetRun, messages.GetRunRequest(name=_resource(name))).run
 
     def runs(self) -> Iterator[run_pb2.Run]:
         """Returns all runs, newest first."""
         token = ""
         while True:
-            page = self._call(self._stub.ListRuns, messages.ListRunsRequest(page_token=token))
+            page = self.call(self._stub.ListRuns, messages.ListRunsRequest(page_token=token))
             yield from page.runs
             token = page.next_page_token
             if not token:
@@ -209,12 +138,12 @@ class Client:
         """Returns a run's journal from a record on, then what happens, until it ends or pauses. A stream that breaks is
         opened again where it broke: no record comes twice, none is missed."""
         following = from_sequence
-        waits = _Waits(self._retry_limit)
+        waits = Waits(self.retry_limit)
         while True:
             request = messages.WatchRunRequest(name=_resource(name), from_sequence=following)
             try:
-                for response in self._stub.WatchRun(request, metadata=self._metadata):
-                    waits = _Waits(self._retry_limit)
+                for response in self._stub.WatchRun(request, metadata=self.metadata):
+                    waits = Waits(self.retry_limit)
                     event = response.event
                     kind = event.WhichOneof("event")
                     if kind == "record_json":
@@ -238,76 +167,33 @@ class Client:
     def report(self, name: str) -> dict[str, Any]:
         """Returns the content of pruning_report.json, as far as the run has come."""
         request = messages.GetRunReportRequest(name=_resource(name))
-        report: dict[str, Any] = json.loads(self._call(self._stub.GetRunReport, request).report_json)
+        report: dict[str, Any] = json.loads(self.call(self._stub.GetRunReport, request).report_json)
         return report
 
     def pause(self, name: str) -> run_pb2.Run:
         """Stops a run until it is resumed."""
-        request = messages.PauseRunRequest(request_id=_request_id(), name=_resource(name))
-        return self._call(self._stub.PauseRun, request).run
+        request = messages.PauseRunRequest(request_id=request_id(), name=_resource(name))
+        return self.call(self._stub.PauseRun, request).run
 
     def resume(self, name: str) -> run_pb2.Run:
         """Continues a paused run."""
-        request = messages.ResumeRunRequest(request_id=_request_id(), name=_resource(name))
-        return self._call(self._stub.ResumeRun, request).run
+        request = messages.ResumeRunRequest(request_id=request_id(), name=_resource(name))
+        return self.call(self._stub.ResumeRun, request).run
 
     def cancel(self, name: str) -> run_pb2.Run:
         """Stops a run for good."""
-        request = messages.CancelRunRequest(request_id=_request_id(), name=_resource(name))
-        return self._call(self._stub.CancelRun, request).run
+        request = messages.CancelRunRequest(request_id=request_id(), name=_resource(name))
+        return self.call(self._stub.CancelRun, request).run
 
     def delete(self, name: str) -> None:
         """Removes a run that is not under way, and all it has in the store."""
-        request = messages.DeleteRunRequest(request_id=_request_id(), name=_resource(name))
-        self._call(self._stub.DeleteRun, request)
+        request = messages.DeleteRunRequest(request_id=request_id(), name=_resource(name))
+        self.call(self._stub.DeleteRun, request)
 
     def workers(self) -> list[messages.Worker]:
         """Returns the workers that have been heard of lately."""
-        return list(self._call(self._stub.ListWorkers, messages.ListWorkersRequest()).workers)
-
-    def _call(self, method: Callable[..., Answer], request: object) -> Answer:
-        waits = _Waits(self._retry_limit)
-        while True:
-            try:
-                return method(request, timeout=CALL_TIMEOUT, metadata=self._metadata)
-            except grpc.RpcError as error:
-                waits.after(error)
-
-
-class _Waits:
-    """Full jitter, doubling, and a limit in time."""
-
-    def __init__(self, limit: float) -> None:
-        self._ends = time.monotonic() + limit
-        self._ceiling = WAITS[0]
-
-    def after(self, error: grpc.RpcError) -> None:
-        """Waits before the next try, or raises what stays."""
-        wait = random.uniform(0.0, self._ceiling)
-        code = error.code() if isinstance(error, grpc.Call) else None
-        if code not in TRANSIENT or time.monotonic() + wait > self._ends:
-            raise _refusal(error) from error
-        time.sleep(wait)
-        self._ceiling = min(2 * self._ceiling, WAITS[1])
-
-
-def _refusal(error: grpc.RpcError) -> SurgeonError:
-    reason = ""
-    violations: dict[str, str] = {}
-    assert isinstance(error, grpc.Call)  # every error that a call raises is
-    status = rpc_status.from_call(error)
-    for detail in status.details if status is not None else ():
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(bad):
-            violations = {found.field: found.description for found in bad.field_violations}
-    return SurgeonError(error.code(), reason, error.details() or "", violations)
+        return list(self.call(self._stub.ListWorkers, messages.ListWorkersRequest()).workers)
 
 
 def _resource(name: str) -> str:
     return name if name.startswith("runs/") else f"runs/{name}"
-
-
-def _request_id() -> str:
-    return f"python-{uuid.uuid4()}"

@@ -125,6 +125,15 @@ impl Bench {
         Ok(Bytes::from(bytes))
     }
 
+    /// Returns over how many tokens the factors on the bench are, once every site has those it needs, of the right size.
+    pub(crate) fn check(&mut self, job: &BlockJob, cancelled: &dyn Fn() -> bool) -> Result<u64, Error> {
+        self.each_site(job, cancelled, |bench, site, changed| {
+            bench.problem(&job.spec, site.layer(), changed)?.check()?;
+            Ok(Some(()))
+        })?;
+        Ok(self.sums.first().ok_or_else(nothing_here)?.tokens)
+    }
+
     /// Returns the removal path of each of the block's sites; `cancelled` is asked before each.
     pub(crate) fn score(&mut self, job: &BlockJob, cancelled: &dyn Fn() -> bool) -> Result<Vec<RemovalPath>, Error> {
         self.each_site(job, cancelled, |bench, site, changed| {

@@ -12,6 +12,9 @@ use service::{ComputeError, Reason, StoreError, TransportError, WorkerError, sta
 use tch::TchError;
 use tonic::Status;
 
+/// When to ask again for room.
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A failure of the surgeon.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -67,6 +70,20 @@ pub enum Error {
     /// A calibrator's refusal, or a lost connection to it.
     #[error("the calibrator refused: {}", .0.message())]
     Calibrator(Box<Status>),
+    /// A caller's upload that broke off.
+    #[error("the upload broke: {}", .0.message())]
+    Upload(Box<Status>),
+    /// Memory for uploads is used up.
+    #[error(
+        "there is no room for {bytes} bytes of factors now; ask again, or start the surgeon with a larger --receive-memory"
+    )]
+    NoRoom {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// Something asked for by a caller of a surgeon that works for a coordinator.
+    #[error("this surgeon works for a coordinator; ask one that was started with --standalone")]
+    HasCoordinator,
     /// The coordinator's refusal, or a lost connection to it.
     #[error("the coordinator refused: {}", .0.message())]
     Coordinator(Box<Status>),
@@ -137,6 +154,9 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::Damaged { .. }
             | Self::FactorsGone { .. }
+            | Self::Upload(_)
+            | Self::NoRoom { .. }
+            | Self::HasCoordinator
             | Self::Coordinator(_)
             | Self::Transport(_)
             | Self::Compute(_)
@@ -166,7 +186,10 @@ impl Error {
             }
             Self::FactorsGone { .. } => (Some(C::Unavailable), R::ObjectNotFound),
             Self::Stream(_) => (Some(C::Unavailable), R::DigestMismatch),
+            Self::HasCoordinator => (Some(C::InvalidInput), R::HasCoordinator),
+            Self::NoRoom { .. } => (None, R::Busy),
             Self::Silent { .. }
+            | Self::Upload(_)
             | Self::NothingCame { .. }
             | Self::Calibrator(_)
             | Self::Coordinator(_)
@@ -233,6 +256,7 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Message(invalid) => status::invalid_message(&invalid),
+            Error::NoRoom { .. } => error.reason().status_retry_after(error.to_string(), ASK_AGAIN),
             other => other.reason().status(status::chain(&other)),
         }
     }

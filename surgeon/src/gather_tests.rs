@@ -55,6 +55,16 @@ impl CalibratorService for Calibrator {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
         Err(Status::unimplemented("not in this script"))
     }
+
+    type CalibrateStream = futures::stream::Empty<Result<v1::CalibrateResponse, Status>>;
+
+    async fn load_model(&self, _: Request<v1::LoadModelRequest>) -> Result<Response<v1::LoadModelResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn calibrate(&self, _: Request<v1::CalibrateRequest>) -> Result<Response<Self::CalibrateStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
 }
 
 /// A coordinator that knows only the plan.

@@ -1,10 +1,12 @@
 //! `SurgeonService`: how far the blocks are that this surgeon owns.
 
+use crate::error::Error;
+use crate::standalone::{NewWeights, Standalone};
 use proto::v1;
 use proto::v1::surgeon_service_server::SurgeonService;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use types::{RunId, WorkerId};
 
 /// The blocks that are being gathered; cheap to clone.
@@ -41,10 +43,52 @@ pub(crate) struct Grpc {
     pub(crate) worker: WorkerId,
     /// Our device.
     pub(crate) device: String,
+    /// What callers ask for; `None` while a coordinator has the surgeon.
+    pub(crate) standalone: Option<Arc<Standalone>>,
+}
+
+impl Grpc {
+    fn standalone(&self) -> Result<&Standalone, Error> {
+        self.standalone.as_deref().ok_or(Error::HasCoordinator)
+    }
 }
 
 #[tonic::async_trait]
 impl SurgeonService for Grpc {
+    type ApplyCutStream = NewWeights;
+
+    async fn upload_factors(
+        &self,
+        request: Request<Streaming<v1::UploadFactorsRequest>>,
+    ) -> Result<Response<v1::UploadFactorsResponse>, Status> {
+        Ok(Response::new(self.standalone()?.upload(request.into_inner()).await?))
+    }
+
+    async fn finalize_factors(
+        &self,
+        request: Request<v1::FinalizeFactorsRequest>,
+    ) -> Result<Response<v1::FinalizeFactorsResponse>, Status> {
+        Ok(Response::new(self.standalone()?.finalize(request.into_inner()).await?))
+    }
+
+    async fn compute_path(
+        &self,
+        request: Request<v1::ComputePathRequest>,
+    ) -> Result<Response<v1::ComputePathResponse>, Status> {
+        Ok(Response::new(self.standalone()?.path(request.into_inner()).await?))
+    }
+
+    async fn apply_cut(&self, request: Request<v1::ApplyCutRequest>) -> Result<Response<NewWeights>, Status> {
+        Ok(Response::new(self.standalone()?.cut(request.into_inner()).await?))
+    }
+
+    async fn drop_factors(
+        &self,
+        request: Request<v1::DropFactorsRequest>,
+    ) -> Result<Response<v1::DropFactorsResponse>, Status> {
+        Ok(Response::new(self.standalone()?.forget(request.into_inner()).await?))
+    }
+
     async fn list_blocks(
         &self,
         _request: Request<v1::ListBlocksRequest>,
@@ -76,7 +120,8 @@ mod tests {
         board.note(&run, 1, 5, (0, 2));
         board.note(&run, 1, 5, (1, 2));
         board.note(&run, 2, 5, (0, 2));
-        let grpc = Grpc { board: board.clone(), worker: WorkerId::new("w").unwrap(), device: "cpu".into() };
+        let grpc =
+            Grpc { board: board.clone(), worker: WorkerId::new("w").unwrap(), device: "cpu".into(), standalone: None };
         let list =
             || async { grpc.list_blocks(Request::new(v1::ListBlocksRequest {})).await.unwrap().into_inner().blocks };
         let listed = list().await;

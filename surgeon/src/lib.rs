@@ -12,6 +12,7 @@
 //! | `worker.rs`, `worker/` | tasks: from the coordinator, over the bench, to the store |
 //! | `plan.rs`, `gather.rs`, `pull.rs`, `receive.rs` | factors: from the calibrators into the store |
 //! | `bench.rs` | what happens on the compute thread |
+//! | `standalone.rs` | factors, paths and cuts of callers, without a coordinator |
 //! | `grpc.rs` | `SurgeonService` |
 
 mod bench;
@@ -23,6 +24,7 @@ mod job;
 mod plan;
 mod pull;
 mod receive;
+mod standalone;
 mod worker;
 
 pub use config::{Args, Options};
@@ -38,7 +40,8 @@ use proto::v1;
 use proto::v1::surgeon_service_server::SurgeonServiceServer;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use pull::Budget;
-use service::{ComputeThread, RequestIds, Server, Shutdown, WorkerOptions, run_worker};
+use service::{ComputeThread, RequestIds, Server, Shutdown, WorkerOptions, run_standalone, run_worker};
+use standalone::Standalone;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -46,6 +49,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tonic::transport::server::Connected;
 use worker::Handler;
+use worker::block::Blocks;
 
 /// Jobs that may wait for the compute thread.
 const QUEUE: usize = 4;
@@ -78,16 +82,15 @@ where
 
     let stop = shutdown.token().child_token();
     let board = Board::default();
-    let grpc = Grpc { board: board.clone(), worker: place.worker.clone(), device: device_name.clone() };
-    let gatherer = Gatherer {
-        store: place.store.clone(),
-        connector: place.connector,
-        coordinator: WorkerServiceClient::new(place.coordinator.clone()),
-        budget: Budget::new(receive_bytes),
-        ids: RequestIds::new(place.worker.as_str()),
-    };
     let bench = Arc::new(Mutex::new(Bench::new(device)));
-    let handler = Arc::new(Handler { compute, bench, turn: Arc::default(), store: place.store, gatherer, board });
+    let blocks = Blocks { compute, bench, turn: Arc::default(), store: place.store.clone() };
+    let budget = Budget::new(receive_bytes);
+    let standalone = match place.coordinator {
+        Some(_) => None,
+        None => Some(Arc::new(Standalone::new(blocks.clone(), budget.clone(), stop.clone()))),
+    };
+    let (name, shown_as) = (place.worker.clone(), device_name.clone());
+    let grpc = Grpc { board: board.clone(), worker: name, device: shown_as, standalone };
     let (ready, is_ready) = watch::channel(false);
     let worker = WorkerOptions {
         worker: place.worker,
@@ -100,7 +103,8 @@ where
         ready,
     };
     let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
-    let server = server.add_guarded(SurgeonServiceServer::new(grpc), place.guard);
+    let server = server
+        .add_guarded(SurgeonServiceServer::new(grpc).max_decoding_message_size(proto::MAX_MESSAGE_BYTES), place.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {
         let served = server.serve(incoming, stop.clone(), GRACE).await;
@@ -108,7 +112,19 @@ where
         served
     };
     let working = async {
-        let worked = run_worker(place.coordinator, worker, handler, stop.clone()).await;
+        let Some(coordinator) = place.coordinator else {
+            run_standalone(worker.ready, stop.clone()).await;
+            return Ok(());
+        };
+        let gatherer = Gatherer {
+            store: place.store,
+            connector: place.connector,
+            coordinator: WorkerServiceClient::new(coordinator.clone()),
+            budget,
+            ids: RequestIds::new(worker.worker.as_str()),
+        };
+        let handler = Arc::new(Handler { blocks, gatherer, board });
+        let worked = run_worker(coordinator, worker, handler, stop.clone()).await;
         stop.cancel();
         worked
     };

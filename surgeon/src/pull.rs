@@ -49,11 +49,22 @@ impl Budget {
     }
 
     /// Waits until `bytes` more fit; a block larger than the whole budget waits until it is alone.
-    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Error> {
-        let units = bytes.div_ceil(BUDGET_UNIT).min(u64::from(self.units)) as u32;
-        Arc::clone(&self.permits).acquire_many_owned(units).await.map_err(|_| Error::Cancelled)
+    async fn reserve(&self, bytes: u64) -> Result<Share, Error> {
+        Arc::clone(&self.permits).acquire_many_owned(self.units(bytes)).await.map_err(|_| Error::Cancelled)
+    }
+
+    /// Returns a share of `bytes`, if they fit now.
+    pub(crate) fn try_reserve(&self, bytes: u64) -> Option<Share> {
+        Arc::clone(&self.permits).try_acquire_many_owned(self.units(bytes)).ok()
+    }
+
+    fn units(&self, bytes: u64) -> u32 {
+        bytes.div_ceil(BUDGET_UNIT).min(u64::from(self.units)) as u32
     }
 }
+
+/// Bytes of a budget; given back when dropped.
+pub(crate) type Share = OwnedSemaphorePermit;
 
 /// How a stream ended without a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +129,7 @@ pub(crate) struct Puller {
 #[derive(Debug)]
 struct Receiving {
     partial: Partial,
-    _share: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl Puller {

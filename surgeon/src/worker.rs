@@ -4,22 +4,22 @@
 //! and computed as they become ready. Other tasks of a batch run one after the other; batches share the bench, which holds
 //! one block at a time.
 
-mod block;
+pub(crate) mod block;
 mod score;
 
-use crate::bench::{Bench, overlay};
+use crate::bench::overlay;
 use crate::error::Error;
 use crate::gather::{Gatherer, PassOfShot};
 use crate::grpc::Board;
 use crate::job::{Block, Job, Work};
+use block::Blocks;
 use model::export::{self, Breadth, WriteOptions};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use score::{BlockBatch, BlockTask};
-use service::{ComputeHandle, Lease, Leased, Store, TaskHandler, checkpoint};
+use service::{Lease, Leased, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 use types::{LayerCut, Pattern, RunSpec, Shape, Target};
@@ -30,14 +30,8 @@ const CHECK_TOKENS: i64 = 64;
 /// Carries out a surgeon's tasks.
 #[derive(Debug, Clone)]
 pub(crate) struct Handler {
-    /// The thread that owns the device.
-    pub(crate) compute: ComputeHandle,
-    /// What lies there; locked by its jobs only.
-    pub(crate) bench: Arc<Mutex<Bench>>,
-    /// Held by the block whose factors lie on the bench.
-    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
-    /// Where factors, paths and weights lie.
-    pub(crate) store: Store,
+    /// Computes them.
+    pub(crate) blocks: Blocks,
     /// Brings factors into the store.
     pub(crate) gatherer: Gatherer,
     /// Shows how far blocks are.
@@ -83,7 +77,7 @@ impl Handler {
         let shot = (job.run, job.shot);
         match job.work {
             Work::Refine { block, digit } => {
-                self.refine_block(&shot, job.spec, (&block, digit), lease).await.map(TaskResult::Refine)
+                self.blocks.refine_block(&shot, job.spec, (&block, digit), lease.token()).await.map(TaskResult::Refine)
             }
             Work::Update { block, scores, cuts } => {
                 self.update(&shot, job.spec, (block, scores, cuts), lease).await.map(TaskResult::Update)
@@ -102,7 +96,7 @@ impl Handler {
         (block, scores, cuts): (Block, String, Vec<LayerCut>),
         lease: &Lease,
     ) -> Result<v1::UpdateResult, Error> {
-        let updated = self.update_block(shot, spec, (&block, &scores, cuts), lease).await?;
+        let updated = self.blocks.update_block(shot, spec, (&block, &scores, cuts), lease.token()).await?;
         tracing::info!(layers = updated.layers.len(), "block updated");
         Ok(updated)
     }
@@ -114,11 +108,12 @@ impl Handler {
         (report_json, output): (String, String),
         shape: Shape,
     ) -> Result<v1::MaterialiseResult, Error> {
-        let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
-        let changed = checkpoint::layers(&self.store, checkpoint.layers).await?;
+        let checkpoint = checkpoint::manifest(&self.blocks.store, manifest.as_deref()).await?;
+        let changed = checkpoint::layers(&self.blocks.store, checkpoint.layers).await?;
         let path = PathBuf::from(&output);
         let pattern = full_pattern(&spec, &output);
         let written = self
+            .blocks
             .on_bench(move |bench| {
                 // The written tensors are compared on the CPU, wherever the rest was computed.
                 let overlay = overlay(changed, tch::Device::Cpu)?;
@@ -146,15 +141,6 @@ impl Handler {
             bytes: written.bytes,
             logit_difference: written.logit_difference,
         })
-    }
-
-    /// Runs a job on the compute thread.
-    async fn on_bench<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Bench) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let bench = Arc::clone(&self.bench);
-        self.compute.run(move || job(&mut bench.lock().unwrap_or_else(PoisonError::into_inner))).await?
     }
 }
 

@@ -314,7 +314,9 @@ fn failed_exit(reason: Reason) -> Exit {
         Reason::ModelInvalid | Reason::DataInvalid | Reason::InputInvalid => Exit::Input,
         Reason::OutputExists | Reason::OutputRefused => Exit::Output,
         Reason::StoreFull | Reason::StoreDenied | Reason::StoreUnavailable => Exit::Io,
-        Reason::RunPaused | Reason::Fenced | Reason::PeerUnavailable | Reason::ShuttingDown => Exit::Paused,
+        Reason::RunPaused | Reason::Fenced | Reason::PeerUnavailable | Reason::ShuttingDown | Reason::Busy => {
+            Exit::Paused
+        }
         Reason::OutputWrong
         | Reason::RunNotFound
         | Reason::RunEnded
@@ -323,6 +325,7 @@ fn failed_exit(reason: Reason) -> Exit {
         | Reason::ReportNotReady
         | Reason::RequestIdReused
         | Reason::WorkerUnknown
+        | Reason::HasCoordinator
         | Reason::TaskUnknown
         | Reason::GenerationStale
         | Reason::FactorsUnknown

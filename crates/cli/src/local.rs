@@ -152,7 +152,7 @@ impl Local {
             guard: Guard::open(),
             admin: None,
             store: deployment.store.clone(),
-            coordinator: self.connector.channel(&endpoint(COORDINATOR))?,
+            coordinator: Some(self.connector.channel(&endpoint(COORDINATOR))?),
             connector: self.connector.clone(),
         })
     }

@@ -78,7 +78,7 @@ impl LayerProblem {
     }
 
     /// Returns an error unless weights and factors fit together and the weights are finite.
-    pub(crate) fn check(&self) -> Result<(), PruningError> {
+    pub fn check(&self) -> Result<(), PruningError> {
         let (r, c) = self.shape()?;
         for (what, factor, n) in [("A", &self.a_cc, c), ("G", &self.g_rr, r)] {
             if let Some(factor) = factor

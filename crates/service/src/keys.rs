@@ -16,6 +16,11 @@
 
 use types::RunId;
 
+/// Returns the folder of a run.
+pub fn run(run: &RunId) -> String {
+    format!("runs/{run}")
+}
+
 /// Returns the folder of a run's journal.
 pub fn journal(run: &RunId) -> String {
     format!("runs/{run}/journal")

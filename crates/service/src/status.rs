@@ -85,6 +85,10 @@ reasons! {
     GenerationStale = "GENERATION_STALE", Aborted;
     /// The calibrator does not hold the asked factors.
     FactorsUnknown = "FACTORS_UNKNOWN", NotFound;
+    /// The worker works for a coordinator and takes nothing from other callers; ask one that works alone.
+    HasCoordinator = "HAS_COORDINATOR", FailedPrecondition;
+    /// The worker does one thing at a time and is at it; ask again later.
+    Busy = "BUSY", ResourceExhausted;
     /// The caller showed neither a certificate nor a token that the service wants.
     Unauthenticated = "UNAUTHENTICATED", Unauthenticated;
     /// Versions of the program or of libtorch differ, which would change numbers.

@@ -101,6 +101,12 @@ pub async fn run_worker<H: TaskHandler>(
     worked
 }
 
+/// Is ready for whoever calls, without a coordinator, until `shutdown` fires.
+pub async fn run_standalone(ready: watch::Sender<bool>, shutdown: CancellationToken) {
+    ready.send_replace(true);
+    shutdown.cancelled().await;
+}
+
 /// Leases and handles batch after batch.
 async fn work<H: TaskHandler>(
     client: &Client,

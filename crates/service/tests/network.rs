@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 const TOKEN: &str = "a-token-of-sixteen-or-more";
 
@@ -28,6 +28,40 @@ impl SurgeonService for Idle {
         _request: Request<v1::ListBlocksRequest>,
     ) -> Result<Response<v1::ListBlocksResponse>, Status> {
         Ok(Response::new(v1::ListBlocksResponse { worker: "idle".into(), ..v1::ListBlocksResponse::default() }))
+    }
+
+    type ApplyCutStream = futures::stream::Empty<Result<v1::ApplyCutResponse, Status>>;
+
+    async fn upload_factors(
+        &self,
+        _: Request<Streaming<v1::UploadFactorsRequest>>,
+    ) -> Result<Response<v1::UploadFactorsResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn finalize_factors(
+        &self,
+        _: Request<v1::FinalizeFactorsRequest>,
+    ) -> Result<Response<v1::FinalizeFactorsResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn compute_path(
+        &self,
+        _: Request<v1::ComputePathRequest>,
+    ) -> Result<Response<v1::ComputePathResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn apply_cut(&self, _: Request<v1::ApplyCutRequest>) -> Result<Response<Self::ApplyCutStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn drop_factors(
+        &self,
+        _: Request<v1::DropFactorsRequest>,
+    ) -> Result<Response<v1::DropFactorsResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 }
 

@@ -11,7 +11,7 @@ use service::{Connector, MemoryNetwork, Peers, Reason, Server, TransportError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use types::Violation;
@@ -36,6 +36,40 @@ impl SurgeonService for Fake {
             Self::Hangs => std::future::pending().await,
         };
         Ok(Response::new(v1::ListBlocksResponse { worker, device: "cpu".into(), blocks: vec![] }))
+    }
+
+    type ApplyCutStream = futures::stream::Empty<Result<v1::ApplyCutResponse, Status>>;
+
+    async fn upload_factors(
+        &self,
+        _: Request<Streaming<v1::UploadFactorsRequest>>,
+    ) -> Result<Response<v1::UploadFactorsResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn finalize_factors(
+        &self,
+        _: Request<v1::FinalizeFactorsRequest>,
+    ) -> Result<Response<v1::FinalizeFactorsResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn compute_path(
+        &self,
+        _: Request<v1::ComputePathRequest>,
+    ) -> Result<Response<v1::ComputePathResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn apply_cut(&self, _: Request<v1::ApplyCutRequest>) -> Result<Response<Self::ApplyCutStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn drop_factors(
+        &self,
+        _: Request<v1::DropFactorsRequest>,
+    ) -> Result<Response<v1::DropFactorsResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 }
 

@@ -256,6 +256,28 @@ impl From<RunSpec> for v1::RunSpec {
     }
 }
 
+/// What stands for a path that a caller left out because nobody will look at it.
+const NOWHERE: &str = "-";
+
+/// Returns the spec of a caller who asks for curvature or costs only: target and output may be left out.
+pub fn spec_without_end(spec: Option<v1::RunSpec>) -> Result<RunSpec, InvalidMessage> {
+    let mut spec = REQUEST.required("spec", spec)?;
+    spec.target.get_or_insert(v1::run_spec::Target::TargetSize(1.0));
+    if spec.output.is_empty() {
+        NOWHERE.clone_into(&mut spec.output);
+    }
+    REQUEST.nested("spec", Some(spec))
+}
+
+/// Returns the spec of a caller who brings curvature along: data may be left out as well.
+pub fn spec_without_data(spec: Option<v1::RunSpec>) -> Result<RunSpec, InvalidMessage> {
+    let mut spec = REQUEST.required("spec", spec)?;
+    if spec.data.is_empty() {
+        spec.data.push(NOWHERE.to_owned());
+    }
+    spec_without_end(Some(spec))
+}
+
 /// Keeps a fault and goes on, so that a spec's faults are reported together.
 fn note<T>(faults: &mut Vec<InvalidMessage>, read: Result<T, InvalidMessage>) -> Option<T> {
     read.map_err(|e| faults.push(e)).ok()

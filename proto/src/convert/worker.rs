@@ -4,7 +4,7 @@ use super::{Fields, InvalidMessage, MAX_BLOCKS, MAX_LAYERS, MAX_SIZE, MAX_TEXT, 
 use crate::v1;
 use types::{
     BlockDescription, DataDescription, ElementCut, LayerCut, LayerDescription, LayerState, ModelDescription, ObjectRef,
-    Sizes, UnitGroup, UnitKind,
+    PathStep, RemovalPath, Sizes, UnitGroup, UnitKind,
 };
 
 /// Longest family name or digest, in bytes.
@@ -29,6 +29,23 @@ impl TryFrom<v1::LayerCut> for LayerCut {
             Ok(ElementCut { bits: e.bits, ties, items: fields.number("elements.items", e.items, MAX_SIZE)? })
         });
         Ok(Self { layer: fields.layer("layer", &value.layer)?, steps: value.steps, elements: elements.transpose()? })
+    }
+}
+
+impl From<RemovalPath> for v1::LayerPath {
+    fn from(value: RemovalPath) -> Self {
+        let step = |step: PathStep| v1::PathStep {
+            kind: v1::UnitKind::from(step.unit.kind).into(),
+            unit: step.unit.index,
+            cost: step.cost,
+            freed: step.freed,
+        };
+        Self {
+            layer: value.layer.into(),
+            steps: value.steps.into_iter().map(step).collect(),
+            damping_a: value.damping.a.map(|used| used.lambda),
+            damping_g: value.damping.g.map(|used| used.lambda),
+        }
     }
 }
 

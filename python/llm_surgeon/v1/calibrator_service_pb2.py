@@ -22,31 +22,45 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llm_surgeon.v1 import run_pb2 as llm__surgeon_dot_v1_dot_run__pb2
+from llm_surgeon.v1 import worker_service_pb2 as llm__surgeon_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'llm_surgeon/v1/calibrator_service.proto\x12\x0ellm_surgeon.v1\"\xa7\x01\n\x14StreamFactorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04shot\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\x12\x19\n\x0cresume_block\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rresume_offset\x18\x07 \x01(\x04\x42\x0f\n\r_resume_block\"}\n\x15StreamFactorsResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.llm_surgeon.v1.FactorHeaderH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.llm_surgeon.v1.FactorChunkH\x00\x42\x06\n\x04part\"<\n\x0c\x46\x61\x63torHeader\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x62lake3\x18\x03 \x01(\t\"M\n\x0b\x46\x61\x63torChunk\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\r\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"x\n\x15ReleaseFactorsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04shot\x18\x03 \x01(\r\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\r\n\x05\x62lock\x18\x06 \x01(\r\"\x18\n\x16ReleaseFactorsResponse\"\x12\n\x10GetStatusRequest\"u\n\x11GetStatusResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04shot\x18\x04 \x01(\r\x12\r\n\x05shard\x18\x05 \x01(\r\x12\x16\n\x0ewaiting_blocks\x18\x06 \x03(\r2\xa6\x02\n\x11\x43\x61libratorService\x12^\n\rStreamFactors\x12$.llm_surgeon.v1.StreamFactorsRequest\x1a%.llm_surgeon.v1.StreamFactorsResponse0\x01\x12_\n\x0eReleaseFactors\x12%.llm_surgeon.v1.ReleaseFactorsRequest\x1a&.llm_surgeon.v1.ReleaseFactorsResponse\x12P\n\tGetStatus\x12 .llm_surgeon.v1.GetStatusRequest\x1a!.llm_surgeon.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'llm_surgeon/v1/calibrator_service.proto\x12\x0ellm_surgeon.v1\x1a\x18llm_surgeon/v1/run.proto\x1a#llm_surgeon/v1/worker_service.proto\"9\n\x10LoadModelRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\"s\n\x11LoadModelResponse\x12/\n\x05model\x18\x01 \x01(\x0b\x32 .llm_surgeon.v1.ModelDescription\x12-\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x1f.llm_surgeon.v1.DataDescription\"\x85\x01\n\x10\x43\x61librateRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\x14\n\x0c\x66irst_sample\x18\x02 \x01(\x04\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x04 \x03(\r\x12\x13\n\x0bmicro_batch\x18\x05 \x01(\r\"\xb0\x01\n\x11\x43\x61librateResponse\x12-\n\x06opened\x18\x01 \x01(\x0b\x32\x1b.llm_surgeon.v1.SweepOpenedH\x00\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1d.llm_surgeon.v1.SweepProgressH\x00\x12\x31\n\x06result\x18\x03 \x01(\x0b\x32\x1f.llm_surgeon.v1.CalibrateResultH\x00\x42\x06\n\x04part\"[\n\x0bSweepOpened\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04shot\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\",\n\rSweepProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\"\xa7\x01\n\x14StreamFactorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04shot\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\x12\x19\n\x0cresume_block\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rresume_offset\x18\x07 \x01(\x04\x42\x0f\n\r_resume_block\"}\n\x15StreamFactorsResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.llm_surgeon.v1.FactorHeaderH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.llm_surgeon.v1.FactorChunkH\x00\x42\x06\n\x04part\"<\n\x0c\x46\x61\x63torHeader\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x62lake3\x18\x03 \x01(\t\"M\n\x0b\x46\x61\x63torChunk\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\r\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"x\n\x15ReleaseFactorsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04shot\x18\x03 \x01(\r\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\r\n\x05\x62lock\x18\x06 \x01(\r\"\x18\n\x16ReleaseFactorsResponse\"\x12\n\x10GetStatusRequest\"u\n\x11GetStatusResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04shot\x18\x04 \x01(\r\x12\r\n\x05shard\x18\x05 \x01(\r\x12\x16\n\x0ewaiting_blocks\x18\x06 \x03(\r2\xcc\x03\n\x11\x43\x61libratorService\x12P\n\tLoadModel\x12 .llm_surgeon.v1.LoadModelRequest\x1a!.llm_surgeon.v1.LoadModelResponse\x12R\n\tCalibrate\x12 .llm_surgeon.v1.CalibrateRequest\x1a!.llm_surgeon.v1.CalibrateResponse0\x01\x12^\n\rStreamFactors\x12$.llm_surgeon.v1.StreamFactorsRequest\x1a%.llm_surgeon.v1.StreamFactorsResponse0\x01\x12_\n\x0eReleaseFactors\x12%.llm_surgeon.v1.ReleaseFactorsRequest\x1a&.llm_surgeon.v1.ReleaseFactorsResponse\x12P\n\tGetStatus\x12 .llm_surgeon.v1.GetStatusRequest\x1a!.llm_surgeon.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_surgeon.v1.calibrator_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STREAMFACTORSREQUEST']._serialized_start=60
-  _globals['_STREAMFACTORSREQUEST']._serialized_end=227
-  _globals['_STREAMFACTORSRESPONSE']._serialized_start=229
-  _globals['_STREAMFACTORSRESPONSE']._serialized_end=354
-  _globals['_FACTORHEADER']._serialized_start=356
-  _globals['_FACTORHEADER']._serialized_end=416
-  _globals['_FACTORCHUNK']._serialized_start=418
-  _globals['_FACTORCHUNK']._serialized_end=495
-  _globals['_RELEASEFACTORSREQUEST']._serialized_start=497
-  _globals['_RELEASEFACTORSREQUEST']._serialized_end=617
-  _globals['_RELEASEFACTORSRESPONSE']._serialized_start=619
-  _globals['_RELEASEFACTORSRESPONSE']._serialized_end=643
-  _globals['_GETSTATUSREQUEST']._serialized_start=645
-  _globals['_GETSTATUSREQUEST']._serialized_end=663
-  _globals['_GETSTATUSRESPONSE']._serialized_start=665
-  _globals['_GETSTATUSRESPONSE']._serialized_end=782
-  _globals['_CALIBRATORSERVICE']._serialized_start=785
-  _globals['_CALIBRATORSERVICE']._serialized_end=1079
+  _globals['_LOADMODELREQUEST']._serialized_start=122
+  _globals['_LOADMODELREQUEST']._serialized_end=179
+  _globals['_LOADMODELRESPONSE']._serialized_start=181
+  _globals['_LOADMODELRESPONSE']._serialized_end=296
+  _globals['_CALIBRATEREQUEST']._serialized_start=299
+  _globals['_CALIBRATEREQUEST']._serialized_end=432
+  _globals['_CALIBRATERESPONSE']._serialized_start=435
+  _globals['_CALIBRATERESPONSE']._serialized_end=611
+  _globals['_SWEEPOPENED']._serialized_start=613
+  _globals['_SWEEPOPENED']._serialized_end=704
+  _globals['_SWEEPPROGRESS']._serialized_start=706
+  _globals['_SWEEPPROGRESS']._serialized_end=750
+  _globals['_STREAMFACTORSREQUEST']._serialized_start=753
+  _globals['_STREAMFACTORSREQUEST']._serialized_end=920
+  _globals['_STREAMFACTORSRESPONSE']._serialized_start=922
+  _globals['_STREAMFACTORSRESPONSE']._serialized_end=1047
+  _globals['_FACTORHEADER']._serialized_start=1049
+  _globals['_FACTORHEADER']._serialized_end=1109
+  _globals['_FACTORCHUNK']._serialized_start=1111
+  _globals['_FACTORCHUNK']._serialized_end=1188
+  _globals['_RELEASEFACTORSREQUEST']._serialized_start=1190
+  _globals['_RELEASEFACTORSREQUEST']._serialized_end=1310
+  _globals['_RELEASEFACTORSRESPONSE']._serialized_start=1312
+  _globals['_RELEASEFACTORSRESPONSE']._serialized_end=1336
+  _globals['_GETSTATUSREQUEST']._serialized_start=1338
+  _globals['_GETSTATUSREQUEST']._serialized_end=1356
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1358
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1475
+  _globals['_CALIBRATORSERVICE']._serialized_start=1478
+  _globals['_CALIBRATORSERVICE']._serialized_end=1938
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CalibratorServiceStub:
-    """Curvature: where surgeons take the factors of a sweep from.
+    """Curvature: where surgeons take the factors of a sweep from. Started alone, without a coordinator, a calibrator also
+    sweeps for its callers: Calibrate, and beside it StreamFactors and ReleaseFactors.
     """
 
     def __init__(self, channel):
@@ -35,6 +36,16 @@ class CalibratorServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.LoadModel = channel.unary_unary(
+                '/llm_surgeon.v1.CalibratorService/LoadModel',
+                request_serializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.Calibrate = channel.unary_stream(
+                '/llm_surgeon.v1.CalibratorService/Calibrate',
+                request_serializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.CalibrateRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.CalibrateResponse.FromString,
+                _registered_method=True)
         self.StreamFactors = channel.unary_stream(
                 '/llm_surgeon.v1.CalibratorService/StreamFactors',
                 request_serializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.StreamFactorsRequest.SerializeToString,
@@ -53,8 +64,24 @@ class CalibratorServiceStub:
 
 
 class CalibratorServiceServicer:
-    """Curvature: where surgeons take the factors of a sweep from.
+    """Curvature: where surgeons take the factors of a sweep from. Started alone, without a coordinator, a calibrator also
+    sweeps for its callers: Calibrate, and beside it StreamFactors and ReleaseFactors.
     """
+
+    def LoadModel(self, request, context):
+        """Loads model and data, and says what is in them. Only of a calibrator that works alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Calibrate(self, request, context):
+        """Sweeps samples and offers the factors of the asked blocks through StreamFactors; ends when all of them are released.
+        Only of a calibrator that works alone, which does one sweep at a time; leaving the stream stops it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def StreamFactors(self, request, context):
         """Streams the factors of the asked blocks of one shard, in order of readiness (last block first), from an offset.
@@ -80,6 +107,16 @@ class CalibratorServiceServicer:
 
 def add_CalibratorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.LoadModelRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'Calibrate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.CalibrateRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.CalibrateResponse.SerializeToString,
+            ),
             'StreamFactors': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamFactors,
                     request_deserializer=llm__surgeon_dot_v1_dot_calibrator__service__pb2.StreamFactorsRequest.FromString,
@@ -104,8 +141,63 @@ def add_CalibratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CalibratorService:
-    """Curvature: where surgeons take the factors of a sweep from.
+    """Curvature: where surgeons take the factors of a sweep from. Started alone, without a coordinator, a calibrator also
+    sweeps for its callers: Calibrate, and beside it StreamFactors and ReleaseFactors.
     """
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.CalibratorService/LoadModel',
+            llm__surgeon_dot_v1_dot_calibrator__service__pb2.LoadModelRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_calibrator__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llm_surgeon.v1.CalibratorService/Calibrate',
+            llm__surgeon_dot_v1_dot_calibrator__service__pb2.CalibrateRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_calibrator__service__pb2.CalibrateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def StreamFactors(request,

@@ -27,12 +27,20 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CalibratorServiceStub:
-    """Curvature: where surgeons take the factors of a sweep from."""
+    """Curvature: where surgeons take the factors of a sweep from. Started alone, without a coordinator, a calibrator also
+    sweeps for its callers: Calibrate, and beside it StreamFactors and ReleaseFactors.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CalibratorServiceAsyncStub: ...
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_calibrator_service_pb2.LoadModelRequest, _calibrator_service_pb2.LoadModelResponse]
+    """Loads model and data, and says what is in them. Only of a calibrator that works alone."""
+    Calibrate: _grpc.UnaryStreamMultiCallable[_calibrator_service_pb2.CalibrateRequest, _calibrator_service_pb2.CalibrateResponse]
+    """Sweeps samples and offers the factors of the asked blocks through StreamFactors; ends when all of them are released.
+    Only of a calibrator that works alone, which does one sweep at a time; leaving the stream stops it.
+    """
     StreamFactors: _grpc.UnaryStreamMultiCallable[_calibrator_service_pb2.StreamFactorsRequest, _calibrator_service_pb2.StreamFactorsResponse]
     """Streams the factors of the asked blocks of one shard, in order of readiness (last block first), from an offset."""
     ReleaseFactors: _grpc.UnaryUnaryMultiCallable[_calibrator_service_pb2.ReleaseFactorsRequest, _calibrator_service_pb2.ReleaseFactorsResponse]
@@ -42,9 +50,17 @@ class CalibratorServiceStub:
 
 @_typing.type_check_only
 class CalibratorServiceAsyncStub(CalibratorServiceStub):
-    """Curvature: where surgeons take the factors of a sweep from."""
+    """Curvature: where surgeons take the factors of a sweep from. Started alone, without a coordinator, a calibrator also
+    sweeps for its callers: Calibrate, and beside it StreamFactors and ReleaseFactors.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    LoadModel: _aio.UnaryUnaryMultiCallable[_calibrator_service_pb2.LoadModelRequest, _calibrator_service_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """Loads model and data, and says what is in them. Only of a calibrator that works alone."""
+    Calibrate: _aio.UnaryStreamMultiCallable[_calibrator_service_pb2.CalibrateRequest, _calibrator_service_pb2.CalibrateResponse]  # type: ignore[assignment]
+    """Sweeps samples and offers the factors of the asked blocks through StreamFactors; ends when all of them are released.
+    Only of a calibrator that works alone, which does one sweep at a time; leaving the stream stops it.
+    """
     StreamFactors: _aio.UnaryStreamMultiCallable[_calibrator_service_pb2.StreamFactorsRequest, _calibrator_service_pb2.StreamFactorsResponse]  # type: ignore[assignment]
     """Streams the factors of the asked blocks of one shard, in order of readiness (last block first), from an offset."""
     ReleaseFactors: _aio.UnaryUnaryMultiCallable[_calibrator_service_pb2.ReleaseFactorsRequest, _calibrator_service_pb2.ReleaseFactorsResponse]  # type: ignore[assignment]
@@ -53,7 +69,27 @@ class CalibratorServiceAsyncStub(CalibratorServiceStub):
     """Returns what the calibrator does now."""
 
 class CalibratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Curvature: where surgeons take the factors of a sweep from."""
+    """Curvature: where surgeons take the factors of a sweep from. Started alone, without a coordinator, a calibrator also
+    sweeps for its callers: Calibrate, and beside it StreamFactors and ReleaseFactors.
+    """
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _calibrator_service_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_calibrator_service_pb2.LoadModelResponse, _abc.Awaitable[_calibrator_service_pb2.LoadModelResponse]]:
+        """Loads model and data, and says what is in them. Only of a calibrator that works alone."""
+
+    @_abc_1.abstractmethod
+    def Calibrate(
+        self,
+        request: _calibrator_service_pb2.CalibrateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_calibrator_service_pb2.CalibrateResponse], _abc.AsyncIterator[_calibrator_service_pb2.CalibrateResponse]]:
+        """Sweeps samples and offers the factors of the asked blocks through StreamFactors; ends when all of them are released.
+        Only of a calibrator that works alone, which does one sweep at a time; leaving the stream stops it.
+        """
 
     @_abc_1.abstractmethod
     def StreamFactors(

@@ -7,6 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from llm_surgeon.v1 import calibrator_service_pb2 as _calibrator_service_pb2
+from llm_surgeon.v1 import run_pb2 as _run_pb2
+from llm_surgeon.v1 import worker_service_pb2 as _worker_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -96,3 +99,415 @@ class BlockStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlockStatus: _TypeAlias = BlockStatus  # noqa: Y015
+
+@_typing.final
+class UploadFactorsRequest(_message.Message):
+    """A header, then its chunks, from the offset that the header gives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___UploadHeader: ...
+    @_builtins.property
+    def chunk(self) -> _calibrator_service_pb2.FactorChunk: ...
+    def __init__(
+        self,
+        *,
+        header: Global___UploadHeader | None = ...,
+        chunk: _calibrator_service_pb2.FactorChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadFactorsRequest: _TypeAlias = UploadFactorsRequest  # noqa: Y015
+
+@_typing.final
+class UploadHeader(_message.Message):
+    """Announces one block's factors of one shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Chosen by the caller; what is uploaded under one name belongs together."""
+    shard: _builtins.int
+    offset: _builtins.int
+    """First byte that follows: 0, or what an earlier answer gave as `received`."""
+    @_builtins.property
+    def factors(self) -> _calibrator_service_pb2.FactorHeader: ...
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        factors: _calibrator_service_pb2.FactorHeader | None = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["factors", b"factors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factors", b"factors", "offset", b"offset", "run", b"run", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
+
+@_typing.final
+class UploadFactorsResponse(_message.Message):
+    """How much is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    received: _builtins.int
+    """Bytes that are there, to go on from. A header without a chunk asks for no more than this."""
+    complete: _builtins.bool
+    """Whether all are there and match the digest."""
+    def __init__(
+        self,
+        *,
+        received: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "received", b"received"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadFactorsResponse: _TypeAlias = UploadFactorsResponse  # noqa: Y015
+
+@_typing.final
+class FinalizeFactorsRequest(_message.Message):
+    """Asks for a block's factors to be checked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    block: _builtins.int
+    shards: _builtins.int
+    """Shards that were uploaded: 0 to this, without it."""
+    @_builtins.property
+    def spec(self) -> _run_pb2.RunSpec:
+        """Model, structure, damping. Data, target and output are not looked at and may be left out."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        spec: _run_pb2.RunSpec | None = ...,
+        block: _builtins.int = ...,
+        shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "run", b"run", "shards", b"shards", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinalizeFactorsRequest: _TypeAlias = FinalizeFactorsRequest  # noqa: Y015
+
+@_typing.final
+class FinalizeFactorsResponse(_message.Message):
+    """The block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Tokens over which the factors were summed up."""
+    @_builtins.property
+    def block(self) -> _worker_service_pb2.BlockDescription: ...
+    def __init__(
+        self,
+        *,
+        block: _worker_service_pb2.BlockDescription | None = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinalizeFactorsResponse: _TypeAlias = FinalizeFactorsResponse  # noqa: Y015
+
+@_typing.final
+class ComputePathRequest(_message.Message):
+    """Asks for removal paths, as FinalizeFactorsRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    block: _builtins.int
+    shards: _builtins.int
+    @_builtins.property
+    def spec(self) -> _run_pb2.RunSpec: ...
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        spec: _run_pb2.RunSpec | None = ...,
+        block: _builtins.int = ...,
+        shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "run", b"run", "shards", b"shards", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComputePathRequest: _TypeAlias = ComputePathRequest  # noqa: Y015
+
+@_typing.final
+class ComputePathResponse(_message.Message):
+    """The paths of one block's layers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPath]: ...
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[Global___LayerPath] | None = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComputePathResponse: _TypeAlias = ComputePathResponse  # noqa: Y015
+
+@_typing.final
+class LayerPath(_message.Message):
+    """The order in which a layer's units go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    DAMPING_A_FIELD_NUMBER: _builtins.int
+    DAMPING_G_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    damping_a: _builtins.float
+    """Damping that was used: what was asked, or what it took to make the factor positive definite. Absent where a factor is
+    not used.
+    """
+    damping_g: _builtins.float
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathStep]: ...
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        steps: _abc.Iterable[Global___PathStep] | None = ...,
+        damping_a: _builtins.float | None = ...,
+        damping_g: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a", "_damping_g", b"_damping_g", "damping_a", b"damping_a", "damping_g", b"damping_g"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a", "_damping_g", b"_damping_g", "damping_a", b"damping_a", "damping_g", b"damping_g", "layer", b"layer", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__damping_a: _TypeAlias = _typing.Literal["damping_a"]  # noqa: Y015
+    _WhichOneofArgType__damping_a: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a"]  # noqa: Y015
+    _WhichOneofReturnType__damping_g: _TypeAlias = _typing.Literal["damping_g"]  # noqa: Y015
+    _WhichOneofArgType__damping_g: _TypeAlias = _typing.Literal["_damping_g", b"_damping_g"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_a) -> _WhichOneofReturnType__damping_a | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_g) -> _WhichOneofReturnType__damping_g | None: ...
+
+Global___LayerPath: _TypeAlias = LayerPath  # noqa: Y015
+
+@_typing.final
+class PathStep(_message.Message):
+    """One removal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    FREED_FIELD_NUMBER: _builtins.int
+    kind: _run_pb2.UnitKind.ValueType
+    unit: _builtins.int
+    """Counted in the original model."""
+    cost: _builtins.float
+    """Rise of the loss, nats per token, given all steps before."""
+    freed: _builtins.int
+    """Prunable weights that go."""
+    def __init__(
+        self,
+        *,
+        kind: _run_pb2.UnitKind.ValueType = ...,
+        unit: _builtins.int = ...,
+        cost: _builtins.float = ...,
+        freed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "freed", b"freed", "kind", b"kind", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathStep: _TypeAlias = PathStep  # noqa: Y015
+
+@_typing.final
+class ApplyCutRequest(_message.Message):
+    """Asks for a cut, as FinalizeFactorsRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    CUTS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    block: _builtins.int
+    shards: _builtins.int
+    @_builtins.property
+    def spec(self) -> _run_pb2.RunSpec: ...
+    @_builtins.property
+    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[_worker_service_pb2.LayerCut]:
+        """How many steps of each layer's path are carried out; layers that are not named stay."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        spec: _run_pb2.RunSpec | None = ...,
+        block: _builtins.int = ...,
+        shards: _builtins.int = ...,
+        cuts: _abc.Iterable[_worker_service_pb2.LayerCut] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "cuts", b"cuts", "run", b"run", "shards", b"shards", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyCutRequest: _TypeAlias = ApplyCutRequest  # noqa: Y015
+
+@_typing.final
+class ApplyCutResponse(_message.Message):
+    """For each changed layer its state, then its new weights in chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layer(self) -> Global___NewLayer: ...
+    @_builtins.property
+    def chunk(self) -> _calibrator_service_pb2.FactorChunk: ...
+    def __init__(
+        self,
+        *,
+        layer: Global___NewLayer | None = ...,
+        chunk: _calibrator_service_pb2.FactorChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "layer", b"layer", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "layer", b"layer", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["layer", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ApplyCutResponse: _TypeAlias = ApplyCutResponse  # noqa: Y015
+
+@_typing.final
+class NewLayer(_message.Message):
+    """One layer after the cut; `factors` announces a safetensors file with `weight` and, if there is one, `bias`, f32, of the
+    kept units only.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    predicted: _builtins.float
+    """Predicted rise of the loss by the layer's cut, nats per token."""
+    @_builtins.property
+    def state(self) -> _worker_service_pb2.LayerState: ...
+    @_builtins.property
+    def weights(self) -> _calibrator_service_pb2.FactorHeader: ...
+    def __init__(
+        self,
+        *,
+        state: _worker_service_pb2.LayerState | None = ...,
+        predicted: _builtins.float = ...,
+        weights: _calibrator_service_pb2.FactorHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predicted", b"predicted", "state", b"state", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewLayer: _TypeAlias = NewLayer  # noqa: Y015
+
+@_typing.final
+class DropFactorsRequest(_message.Message):
+    """Asks to forget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFactorsRequest: _TypeAlias = DropFactorsRequest  # noqa: Y015
+
+@_typing.final
+class DropFactorsResponse(_message.Message):
+    """It is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFactorsResponse: _TypeAlias = DropFactorsResponse  # noqa: Y015

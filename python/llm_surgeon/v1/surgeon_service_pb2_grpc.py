@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SurgeonServiceStub:
-    """Costs and updates: what a surgeon holds.
+    """Costs and updates: what a surgeon holds. Started alone, without a coordinator, a surgeon also takes curvature from its
+    callers: UploadFactors for each block and shard, FinalizeFactors, ComputePath, ApplyCut, DropFactors.
     """
 
     def __init__(self, channel):
@@ -40,14 +41,76 @@ class SurgeonServiceStub:
                 request_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ListBlocksRequest.SerializeToString,
                 response_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ListBlocksResponse.FromString,
                 _registered_method=True)
+        self.UploadFactors = channel.stream_unary(
+                '/llm_surgeon.v1.SurgeonService/UploadFactors',
+                request_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.UploadFactorsRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.UploadFactorsResponse.FromString,
+                _registered_method=True)
+        self.FinalizeFactors = channel.unary_unary(
+                '/llm_surgeon.v1.SurgeonService/FinalizeFactors',
+                request_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.FinalizeFactorsRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.FinalizeFactorsResponse.FromString,
+                _registered_method=True)
+        self.ComputePath = channel.unary_unary(
+                '/llm_surgeon.v1.SurgeonService/ComputePath',
+                request_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ComputePathRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ComputePathResponse.FromString,
+                _registered_method=True)
+        self.ApplyCut = channel.unary_stream(
+                '/llm_surgeon.v1.SurgeonService/ApplyCut',
+                request_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ApplyCutRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ApplyCutResponse.FromString,
+                _registered_method=True)
+        self.DropFactors = channel.unary_unary(
+                '/llm_surgeon.v1.SurgeonService/DropFactors',
+                request_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.DropFactorsRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.DropFactorsResponse.FromString,
+                _registered_method=True)
 
 
 class SurgeonServiceServicer:
-    """Costs and updates: what a surgeon holds.
+    """Costs and updates: what a surgeon holds. Started alone, without a coordinator, a surgeon also takes curvature from its
+    callers: UploadFactors for each block and shard, FinalizeFactors, ComputePath, ApplyCut, DropFactors.
     """
 
     def ListBlocks(self, request, context):
         """Returns how far the blocks are that this surgeon owns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadFactors(self, request_iterator, context):
+        """Takes one block's factors of one shard, in the form in which StreamFactors gives them. A broken upload goes on where it
+        broke. Only of a surgeon that works alone, as all that follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinalizeFactors(self, request, context):
+        """Adds the shards of one block in their order and checks them against the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComputePath(self, request, context):
+        """Returns the removal paths of one block's layers: any prefix is a valid cut.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyCut(self, request, context):
+        """Carries out a cut in one block and returns its new weights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropFactors(self, request, context):
+        """Forgets everything that was uploaded or computed under a name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +124,31 @@ def add_SurgeonServiceServicer_to_server(servicer, server):
                     request_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ListBlocksRequest.FromString,
                     response_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ListBlocksResponse.SerializeToString,
             ),
+            'UploadFactors': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFactors,
+                    request_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.UploadFactorsRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.UploadFactorsResponse.SerializeToString,
+            ),
+            'FinalizeFactors': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinalizeFactors,
+                    request_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.FinalizeFactorsRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.FinalizeFactorsResponse.SerializeToString,
+            ),
+            'ComputePath': grpc.unary_unary_rpc_method_handler(
+                    servicer.ComputePath,
+                    request_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ComputePathRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ComputePathResponse.SerializeToString,
+            ),
+            'ApplyCut': grpc.unary_stream_rpc_method_handler(
+                    servicer.ApplyCut,
+                    request_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ApplyCutRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.ApplyCutResponse.SerializeToString,
+            ),
+            'DropFactors': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropFactors,
+                    request_deserializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.DropFactorsRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_surgeon__service__pb2.DropFactorsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llm_surgeon.v1.SurgeonService', rpc_method_handlers)
@@ -70,7 +158,8 @@ def add_SurgeonServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SurgeonService:
-    """Costs and updates: what a surgeon holds.
+    """Costs and updates: what a surgeon holds. Started alone, without a coordinator, a surgeon also takes curvature from its
+    callers: UploadFactors for each block and shard, FinalizeFactors, ComputePath, ApplyCut, DropFactors.
     """
 
     @staticmethod
@@ -90,6 +179,141 @@ class SurgeonService:
             '/llm_surgeon.v1.SurgeonService/ListBlocks',
             llm__surgeon_dot_v1_dot_surgeon__service__pb2.ListBlocksRequest.SerializeToString,
             llm__surgeon_dot_v1_dot_surgeon__service__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFactors(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/llm_surgeon.v1.SurgeonService/UploadFactors',
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.UploadFactorsRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.UploadFactorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinalizeFactors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.SurgeonService/FinalizeFactors',
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.FinalizeFactorsRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.FinalizeFactorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComputePath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.SurgeonService/ComputePath',
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.ComputePathRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.ComputePathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyCut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llm_surgeon.v1.SurgeonService/ApplyCut',
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.ApplyCutRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.ApplyCutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropFactors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.SurgeonService/DropFactors',
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.DropFactorsRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_surgeon__service__pb2.DropFactorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SurgeonServiceStub:
-    """Costs and updates: what a surgeon holds."""
+    """Costs and updates: what a surgeon holds. Started alone, without a coordinator, a surgeon also takes curvature from its
+    callers: UploadFactors for each block and shard, FinalizeFactors, ComputePath, ApplyCut, DropFactors.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,17 +37,45 @@ class SurgeonServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SurgeonServiceAsyncStub: ...
     ListBlocks: _grpc.UnaryUnaryMultiCallable[_surgeon_service_pb2.ListBlocksRequest, _surgeon_service_pb2.ListBlocksResponse]
     """Returns how far the blocks are that this surgeon owns."""
+    UploadFactors: _grpc.StreamUnaryMultiCallable[_surgeon_service_pb2.UploadFactorsRequest, _surgeon_service_pb2.UploadFactorsResponse]
+    """Takes one block's factors of one shard, in the form in which StreamFactors gives them. A broken upload goes on where it
+    broke. Only of a surgeon that works alone, as all that follow.
+    """
+    FinalizeFactors: _grpc.UnaryUnaryMultiCallable[_surgeon_service_pb2.FinalizeFactorsRequest, _surgeon_service_pb2.FinalizeFactorsResponse]
+    """Adds the shards of one block in their order and checks them against the model."""
+    ComputePath: _grpc.UnaryUnaryMultiCallable[_surgeon_service_pb2.ComputePathRequest, _surgeon_service_pb2.ComputePathResponse]
+    """Returns the removal paths of one block's layers: any prefix is a valid cut."""
+    ApplyCut: _grpc.UnaryStreamMultiCallable[_surgeon_service_pb2.ApplyCutRequest, _surgeon_service_pb2.ApplyCutResponse]
+    """Carries out a cut in one block and returns its new weights."""
+    DropFactors: _grpc.UnaryUnaryMultiCallable[_surgeon_service_pb2.DropFactorsRequest, _surgeon_service_pb2.DropFactorsResponse]
+    """Forgets everything that was uploaded or computed under a name."""
 
 @_typing.type_check_only
 class SurgeonServiceAsyncStub(SurgeonServiceStub):
-    """Costs and updates: what a surgeon holds."""
+    """Costs and updates: what a surgeon holds. Started alone, without a coordinator, a surgeon also takes curvature from its
+    callers: UploadFactors for each block and shard, FinalizeFactors, ComputePath, ApplyCut, DropFactors.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListBlocks: _aio.UnaryUnaryMultiCallable[_surgeon_service_pb2.ListBlocksRequest, _surgeon_service_pb2.ListBlocksResponse]  # type: ignore[assignment]
     """Returns how far the blocks are that this surgeon owns."""
+    UploadFactors: _aio.StreamUnaryMultiCallable[_surgeon_service_pb2.UploadFactorsRequest, _surgeon_service_pb2.UploadFactorsResponse]  # type: ignore[assignment]
+    """Takes one block's factors of one shard, in the form in which StreamFactors gives them. A broken upload goes on where it
+    broke. Only of a surgeon that works alone, as all that follow.
+    """
+    FinalizeFactors: _aio.UnaryUnaryMultiCallable[_surgeon_service_pb2.FinalizeFactorsRequest, _surgeon_service_pb2.FinalizeFactorsResponse]  # type: ignore[assignment]
+    """Adds the shards of one block in their order and checks them against the model."""
+    ComputePath: _aio.UnaryUnaryMultiCallable[_surgeon_service_pb2.ComputePathRequest, _surgeon_service_pb2.ComputePathResponse]  # type: ignore[assignment]
+    """Returns the removal paths of one block's layers: any prefix is a valid cut."""
+    ApplyCut: _aio.UnaryStreamMultiCallable[_surgeon_service_pb2.ApplyCutRequest, _surgeon_service_pb2.ApplyCutResponse]  # type: ignore[assignment]
+    """Carries out a cut in one block and returns its new weights."""
+    DropFactors: _aio.UnaryUnaryMultiCallable[_surgeon_service_pb2.DropFactorsRequest, _surgeon_service_pb2.DropFactorsResponse]  # type: ignore[assignment]
+    """Forgets everything that was uploaded or computed under a name."""
 
 class SurgeonServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Costs and updates: what a surgeon holds."""
+    """Costs and updates: what a surgeon holds. Started alone, without a coordinator, a surgeon also takes curvature from its
+    callers: UploadFactors for each block and shard, FinalizeFactors, ComputePath, ApplyCut, DropFactors.
+    """
 
     @_abc_1.abstractmethod
     def ListBlocks(
@@ -54,5 +84,47 @@ class SurgeonServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_surgeon_service_pb2.ListBlocksResponse, _abc.Awaitable[_surgeon_service_pb2.ListBlocksResponse]]:
         """Returns how far the blocks are that this surgeon owns."""
+
+    @_abc_1.abstractmethod
+    def UploadFactors(
+        self,
+        request_iterator: _MaybeAsyncIterator[_surgeon_service_pb2.UploadFactorsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_surgeon_service_pb2.UploadFactorsResponse, _abc.Awaitable[_surgeon_service_pb2.UploadFactorsResponse]]:
+        """Takes one block's factors of one shard, in the form in which StreamFactors gives them. A broken upload goes on where it
+        broke. Only of a surgeon that works alone, as all that follow.
+        """
+
+    @_abc_1.abstractmethod
+    def FinalizeFactors(
+        self,
+        request: _surgeon_service_pb2.FinalizeFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_surgeon_service_pb2.FinalizeFactorsResponse, _abc.Awaitable[_surgeon_service_pb2.FinalizeFactorsResponse]]:
+        """Adds the shards of one block in their order and checks them against the model."""
+
+    @_abc_1.abstractmethod
+    def ComputePath(
+        self,
+        request: _surgeon_service_pb2.ComputePathRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_surgeon_service_pb2.ComputePathResponse, _abc.Awaitable[_surgeon_service_pb2.ComputePathResponse]]:
+        """Returns the removal paths of one block's layers: any prefix is a valid cut."""
+
+    @_abc_1.abstractmethod
+    def ApplyCut(
+        self,
+        request: _surgeon_service_pb2.ApplyCutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_surgeon_service_pb2.ApplyCutResponse], _abc.AsyncIterator[_surgeon_service_pb2.ApplyCutResponse]]:
+        """Carries out a cut in one block and returns its new weights."""
+
+    @_abc_1.abstractmethod
+    def DropFactors(
+        self,
+        request: _surgeon_service_pb2.DropFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_surgeon_service_pb2.DropFactorsResponse, _abc.Awaitable[_surgeon_service_pb2.DropFactorsResponse]]:
+        """Forgets everything that was uploaded or computed under a name."""
 
 def add_SurgeonServiceServicer_to_server(servicer: SurgeonServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

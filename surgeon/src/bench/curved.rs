@@ -64,6 +64,14 @@ impl Curved {
         }
     }
 
+    /// Returns an error unless weights and factors fit together.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        Ok(match self {
+            Self::OneTerm(problem) | Self::Diagonal { scaled: problem, .. } => problem.check(),
+            Self::TwoTerms(problem) => problem.first.check(),
+        }?)
+    }
+
     /// Returns the problem of one term that costs are those of.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
-//! One block on the bench: its factors from the store, added in shard order, then its paths or its new weights.
+//! One block on the bench: its factors from the store, added in shard order, then its paths or its new weights. For the
+//! coordinator's tasks and for callers of a surgeon that works alone.
 
-use super::Handler;
 use crate::bench::{Bench, BlockJob, Digit, NewLayer};
 use crate::error::Error;
 use crate::job::Block;
@@ -8,47 +8,62 @@ use bytes::Bytes;
 use proto::v1;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
-use service::{Lease, StoreError};
+use service::{ComputeHandle, Store, StoreError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use tokio_util::sync::CancellationToken;
 use types::{BlockDescription, LayerCut, ObjectRef, RemovalPath, RunId, RunSpec};
 
-impl Handler {
+/// Computes one block at a time, with the factors that lie in the store; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Blocks {
+    /// The thread that owns the device.
+    pub(crate) compute: ComputeHandle,
+    /// What lies there; locked by its jobs only.
+    pub(crate) bench: Arc<Mutex<Bench>>,
+    /// Held by the block whose factors lie on the bench.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Where factors, paths and weights lie.
+    pub(crate) store: Store,
+}
+
+impl Blocks {
     /// Computes what weighs a block's tokens in the pass after `pass`, whose sums are stored, and stores it.
-    pub(super) async fn weigh_block(
+    pub(crate) async fn weigh_block(
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
         (block, pass): (&Block, u32),
-        lease: &Lease,
+        stop: &CancellationToken,
     ) -> Result<v1::WeighResult, Error> {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
-        self.lay_out(shot, (block, pass), lease).await?;
-        let weighers = self.with_factors(lease, move |bench, cancelled| bench.weighers(&job, cancelled)).await?;
+        self.lay_out(shot, (block, pass), stop).await?;
+        let weighers = self.with_factors(stop, move |bench, cancelled| bench.weighers(&job, cancelled)).await?;
         self.store.put(&keys::weighers(&shot.0, shot.1, pass + 1, block.number), weighers).await?;
         Ok(v1::WeighResult { compute_seconds: start.elapsed().as_secs_f64() })
     }
 
     /// Computes what the coordinator needs to know of a block whose factors are stored, and stores it.
-    pub(super) async fn score_block(
+    pub(crate) async fn score_block(
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
         block: &Block,
-        lease: &Lease,
+        stop: &CancellationToken,
     ) -> Result<v1::ScoreResult, Error> {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
         if block.round == 0 {
-            self.lay_out(shot, (block, job.spec.passes()), lease).await?;
-            self.mix(shot, &job, lease).await?;
+            self.lay_out(shot, (block, job.spec.passes()), stop).await?;
+            self.mix(shot, &job, stop).await?;
         } else {
-            self.lay_out_again(shot, (&job.spec, block), lease).await?;
+            self.lay_out_again(shot, (&job.spec, block), stop).await?;
         }
         let json = self
-            .with_factors(lease, move |bench, cancelled| {
+            .with_factors(stop, move |bench, cancelled| {
                 if job.spec.structure.is_masked() {
                     json(&bench.histograms(&job, Digit::First, cancelled)?)
                 } else {
@@ -63,19 +78,19 @@ impl Handler {
     }
 
     /// Counts the second digits of a block's costs that begin with `digit`, and stores the counts.
-    pub(super) async fn refine_block(
+    pub(crate) async fn refine_block(
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
         (block, digit): (&Block, u16),
-        lease: &Lease,
+        stop: &CancellationToken,
     ) -> Result<v1::RefineResult, Error> {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
-        self.lay_out_again(shot, (&job.spec, block), lease).await?;
+        self.lay_out_again(shot, (&job.spec, block), stop).await?;
         let json = self
-            .with_factors(lease, move |bench, cancelled| {
+            .with_factors(stop, move |bench, cancelled| {
                 json(&bench.histograms(&job, Digit::Second(digit), cancelled)?)
             })
             .await?;
@@ -84,22 +99,22 @@ impl Handler {
     }
 
     /// Carries out the cut in a block and stores its new weights.
-    pub(super) async fn update_block(
+    pub(crate) async fn update_block(
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
         (block, scores, cuts): (&Block, &str, Vec<LayerCut>),
-        lease: &Lease,
+        stop: &CancellationToken,
     ) -> Result<v1::UpdateResult, Error> {
         let _turn = self.turn.lock().await;
         let start = Instant::now();
         let job = self.block_job(spec, block).await?;
         let paths = if job.spec.structure.is_masked() { Vec::new() } else { self.paths(scores).await? };
         if cuts.iter().any(|cut| cut.steps > 0 || cut.elements.is_some_and(|e| e.items > 0)) {
-            self.lay_out_again(shot, (&job.spec, block), lease).await?;
+            self.lay_out_again(shot, (&job.spec, block), stop).await?;
         }
         let layers =
-            self.with_factors(lease, move |bench, cancelled| bench.update(&job, &paths, &cuts, cancelled)).await?;
+            self.with_factors(stop, move |bench, cancelled| bench.update(&job, &paths, &cuts, cancelled)).await?;
         let mut result = v1::UpdateResult::default();
         for NewLayer { mut state, weights, predicted } in layers {
             if let Some(bytes) = weights {
@@ -113,18 +128,18 @@ impl Handler {
         Ok(result)
     }
 
-    /// Runs a job on what lies on the bench, and clears it. The job asks whether its lease still counts; that it asks is
-    /// the compute thread's sign of life.
+    /// Runs a job on what lies on the bench, and clears it. The job asks whether it should stop; that it asks is the
+    /// compute thread's sign of life.
     async fn with_factors<T: Send + 'static>(
         &self,
-        lease: &Lease,
+        stop: &CancellationToken,
         job: impl FnOnce(&mut Bench, &dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (token, compute) = (lease.token().clone(), self.compute.clone());
+        let (stop, compute) = (stop.clone(), self.compute.clone());
         self.on_bench(move |bench| {
             let found = job(bench, &|| {
                 compute.touch();
-                token.is_cancelled()
+                stop.is_cancelled()
             });
             bench.clear();
             found
@@ -149,14 +164,19 @@ impl Handler {
 
     /// Adds a block's sums of all passes up to `last` on the bench, shard after shard: one shard's bytes are in memory at a
     /// time.
-    async fn lay_out(&self, shot: &(RunId, u32), (block, last): (&Block, u32), lease: &Lease) -> Result<(), Error> {
+    async fn lay_out(
+        &self,
+        shot: &(RunId, u32),
+        (block, last): (&Block, u32),
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
         self.on_bench(|bench| {
             bench.clear();
             Ok(())
         })
         .await?;
         for shard in 0..block.shards * (last + 1) {
-            if lease.token().is_cancelled() {
+            if stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let bytes = match self.store.get(&keys::factors(&shot.0, shot.1, shard, block.number)).await {
@@ -173,12 +193,12 @@ impl Handler {
 
     /// Adds the factors of earlier shots, faded, to those on the bench, and keeps the sum for the rest of this shot and for
     /// the next one. Nothing when earlier shots count for nothing.
-    async fn mix(&self, shot: &(RunId, u32), job: &BlockJob, lease: &Lease) -> Result<(), Error> {
+    async fn mix(&self, shot: &(RunId, u32), job: &BlockJob, stop: &CancellationToken) -> Result<(), Error> {
         let (run, number) = (&shot.0, shot.1);
         if job.spec.decay == 0.0 {
             return Ok(());
         }
-        if lease.token().is_cancelled() {
+        if stop.is_cancelled() {
             return Err(Error::Cancelled);
         }
         let earlier = match number {
@@ -196,10 +216,10 @@ impl Handler {
         &self,
         shot: &(RunId, u32),
         (spec, block): (&RunSpec, &Block),
-        lease: &Lease,
+        stop: &CancellationToken,
     ) -> Result<(), Error> {
         if spec.decay == 0.0 {
-            return self.lay_out(shot, (block, spec.passes()), lease).await;
+            return self.lay_out(shot, (block, spec.passes()), stop).await;
         }
         let mixed = self.store.get(&keys::running(&shot.0, shot.1, block.number)).await?;
         self.on_bench(move |bench| {
@@ -209,9 +229,35 @@ impl Handler {
         .await
     }
 
-    async fn paths(&self, key: &str) -> Result<Vec<RemovalPath>, Error> {
+    /// Returns the paths that lie under a key.
+    pub(crate) async fn paths(&self, key: &str) -> Result<Vec<RemovalPath>, Error> {
         let bytes = self.store.get(key).await?;
         serde_json::from_slice(&bytes).map_err(|e| Error::Damaged { key: key.to_owned(), problem: e.to_string() })
+    }
+
+    /// Returns one block's description and over how many tokens its factors are, after adding and checking them.
+    pub(crate) async fn check_block(
+        &self,
+        shot: &(RunId, u32),
+        spec: RunSpec,
+        block: &Block,
+        stop: &CancellationToken,
+    ) -> Result<(BlockDescription, u64), Error> {
+        let _turn = self.turn.lock().await;
+        let job = self.block_job(spec, block).await?;
+        self.lay_out(shot, (block, 0), stop).await?;
+        let description = job.block.clone();
+        let tokens = self.with_factors(stop, move |bench, cancelled| bench.check(&job, cancelled)).await?;
+        Ok((description, tokens))
+    }
+
+    /// Runs a job on the compute thread.
+    pub(crate) async fn on_bench<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Bench) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let bench = Arc::clone(&self.bench);
+        self.compute.run(move || job(&mut bench.lock().unwrap_or_else(PoisonError::into_inner))).await?
     }
 
     /// Puts an object into the store and returns how to find it.

@@ -117,10 +117,10 @@ async fn compute(handler: &Handler, shot: &PassOfShot, mut ready: mpsc::Receiver
             let number = (shot.run.clone(), shot.number);
             let found = async {
                 if shot.pass < spec.passes() {
-                    let weighed = handler.weigh_block(&number, spec, (&block, shot.pass), &lease);
+                    let weighed = handler.blocks.weigh_block(&number, spec, (&block, shot.pass), lease.token());
                     weighed.await.map(TaskResult::Weigh)
                 } else {
-                    handler.score_block(&number, spec, &block, &lease).await.map(TaskResult::Score)
+                    handler.blocks.score_block(&number, spec, &block, lease.token()).await.map(TaskResult::Score)
                 }
             };
             found.instrument(span.clone()).await

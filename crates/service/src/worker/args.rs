@@ -18,6 +18,9 @@ pub struct WorkerArgs {
     /// The coordinator: `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7100", help_heading = "Network")]
     pub coordinator: String,
+    /// Work for whoever calls, without a coordinator
+    #[arg(long, help_heading = "Network")]
+    pub standalone: bool,
     /// Where other workers reach this one: a URL [default: where it listens]
     #[arg(long, value_name = "URL", help_heading = "Network")]
     pub advertise: Option<String>,
@@ -25,8 +28,9 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub worker: Option<String>,
     /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or `s3://BUCKET/PREFIX`
-    #[arg(long, value_name = "STORE", help_heading = "Storage")]
-    pub store: String,
+    /// [with --standalone: in memory]
+    #[arg(long, value_name = "STORE", required_unless_present = "standalone", help_heading = "Storage")]
+    pub store: Option<String>,
     /// Where to listen, and who may call.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -50,8 +54,8 @@ pub struct Place {
     pub admin: Option<Listener>,
     /// Where everything lies.
     pub store: Store,
-    /// The coordinator.
-    pub coordinator: Wire,
+    /// The coordinator; `None` for a worker that works for whoever calls.
+    pub coordinator: Option<Wire>,
     /// How others are reached.
     pub connector: Connector,
 }
@@ -60,21 +64,25 @@ impl WorkerArgs {
     /// Opens store and network; returns the place and where calls arrive. All faults of the flags are told at once.
     pub async fn open(&self, role: WorkerRole) -> Result<(Place, Listener), Failure> {
         let network = self.network.open().await?;
-        let coordinator =
-            network.connector.channel(&self.coordinator).map_err(|e| format!("--coordinator: {}", chain(&e)));
+        let dial = || network.connector.channel(&self.coordinator).map(Some);
+        let coordinator = if self.standalone { Ok(None) } else { dial() };
+        let coordinator = coordinator.map_err(|e| format!("--coordinator: {}", chain(&e)));
         let endpoint = self.endpoint(&network.listener, &network.connector);
         let name = self.worker.clone().unwrap_or_else(|| usual_name(role, network.listener.port()));
         let worker = WorkerId::new(&name).map_err(|e| format!("--worker: {e}"));
-        let store = Store::open(&self.store)
-            .await
-            .map_err(|e| Failure::new(Exit::Store, format!("--store {}: {}", self.store, chain(&e))));
+        let store = match &self.store {
+            None => Ok(Store::memory()),
+            Some(address) => Store::open(address)
+                .await
+                .map_err(|e| Failure::new(Exit::Store, format!("--store {address}: {}", chain(&e)))),
+        };
         match (worker, endpoint, coordinator) {
             (Ok(worker), Ok(endpoint), Ok(coordinator)) => {
                 let place = Place {
                     worker,
                     endpoint,
                     peers: Peers::Network,
-                    guard: network.between_services,
+                    guard: if self.standalone { network.public } else { network.between_services },
                     admin: network.admin,
                     store: store?,
                     coordinator,
