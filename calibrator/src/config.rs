@@ -1,6 +1,7 @@
 //! Where a calibrator runs. Nothing here changes a number; that is all in the run specification.
 
 use clap::Parser;
+use model::Weights;
 use model::device::DeviceChoice;
 use proto::v1::WorkerRole;
 use service::listen::Listener;
@@ -16,6 +17,8 @@ pub struct Options {
     pub device: DeviceChoice,
     /// Threads of a tensor operation on the CPU; `None` for as many as libtorch takes by itself.
     pub threads: Option<u32>,
+    /// Where the model's weights lie.
+    pub weights: Weights,
 }
 
 const ABOUT: &str = "\
@@ -36,6 +39,9 @@ pub struct Args {
     /// CPU threads for one tensor operation [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Machine")]
     threads: Option<u32>,
+    /// Where weights lie: resident (all on the device), or stream (one block at a time, for models larger than the device)
+    #[arg(long, value_name = "WHERE", default_value = "resident", help_heading = "Machine")]
+    weights: Weights,
 }
 
 impl AsRef<ProgramArgs> for Args {
@@ -51,7 +57,7 @@ impl Args {
     /// Flags that cannot be, all at once; a store or an address that cannot be had.
     pub async fn open(self) -> Result<(Options, Listener), Failure> {
         let (place, listener) = self.worker.open(WorkerRole::Calibrator).await?;
-        let options = Options { place, device: self.device, threads: self.threads };
+        let options = Options { place, device: self.device, threads: self.threads, weights: self.weights };
         Ok((options, listener))
     }
 }

@@ -63,7 +63,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let compute = ComputeThread::spawn("calibrator", QUEUE).map_err(Error::Thread)?;
-    let Options { place, device: choice, threads } = options;
+    let Options { place, device: choice, threads, weights } = options;
     let opened = compute.run(move || {
         threads.iter().copied().for_each(device::set_threads);
         let opened = (choice.open()?, device::libtorch_version()?);
@@ -75,7 +75,7 @@ where
 
     let stop = shutdown.token().child_token();
     let shelf = Arc::new(Shelf::new());
-    let session = Arc::new(Mutex::new(Session::new(device)));
+    let session = Arc::new(Mutex::new(Session::new(device, weights)));
     let standalone = match place.coordinator {
         Some(_) => None,
         None => Some(Standalone::new(compute.clone(), Arc::clone(&session), Arc::clone(&shelf), stop.clone())),

@@ -6,7 +6,7 @@ use crate::error::Error;
 use model::tokens::{
     DataOptions, Documents, Draw, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
 };
-use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, device};
+use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, Weights, device};
 use service::checkpoint::LayerBytes;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -28,6 +28,7 @@ pub(crate) struct DecoderKey {
 #[derive(Debug)]
 pub(crate) struct Session {
     device: Device,
+    weights: Weights,
     decoder: Option<(DecoderKey, Decoder)>,
     data: Option<(RunId, Data)>,
 }
@@ -65,14 +66,14 @@ pub(crate) struct Prepared {
 
 impl Session {
     /// Returns an empty session.
-    pub(crate) fn new(device: Device) -> Self {
-        Self { device, decoder: None, data: None }
+    pub(crate) fn new(device: Device, weights: Weights) -> Self {
+        Self { device, weights, decoder: None, data: None }
     }
 
     /// Returns a session that has its data already.
     #[cfg(test)]
     pub(crate) fn with_data(device: Device, run: &RunId, data: Data) -> Self {
-        Self { data: Some((run.clone(), data)), ..Self::new(device) }
+        Self { data: Some((run.clone(), data)), ..Self::new(device, Weights::Resident) }
     }
 
     /// Checks everything that can be known before the work begins; returns what model and data are.
@@ -109,8 +110,10 @@ impl Session {
         if !self.holds(key) {
             self.decoder = None;
             let folder = ModelFolder::open(Path::new(&spec.model))?;
-            let overlay = overlay(changed, self.device)?;
-            let decoder = Decoder::load(&folder, &overlay, device::kind(spec.dtype), self.device)?;
+            // What is laid over a streamed model waits in host memory, too.
+            let place = if self.weights == Weights::Stream { Device::Cpu } else { self.device };
+            let overlay = overlay(changed, place)?;
+            let decoder = Decoder::open(folder, overlay, self.weights, (device::kind(spec.dtype), self.device))?;
             self.decoder = Some((key.clone(), decoder));
         }
         self.data(&key.run, spec)?;

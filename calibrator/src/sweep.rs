@@ -68,7 +68,7 @@ pub(crate) fn sweep(
     let _open = shelf.open(key.clone(), &task.blocks);
     let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
     let (decoder, data) = session.load(&weights, spec, stored.changed)?;
-    let blocks = decoder.blocks.len();
+    let blocks = decoder.block_count();
     if let Some(&block) = task.blocks.iter().find(|b| **b as usize >= blocks) {
         return Err(Error::NoSuchBlock { block, blocks });
     }
@@ -121,14 +121,14 @@ pub(crate) fn sweep(
 
 fn options(spec: &RunSpec, task: &Calibrate, decoder: &Decoder) -> SweepOptions {
     let wanted = task.blocks.iter().copied().collect::<BTreeSet<u32>>();
-    let sites = decoder.blocks.iter().filter(|b| wanted.contains(&b.index) && spec.curvature != Curvature::Identity);
-    let curvature = sites.flat_map(|b| {
+    let sites = wanted.into_iter().filter(|_| spec.curvature != Curvature::Identity);
+    // A consumer without inputs is one whose sub-block is gone; it is among neither.
+    let curvature = sites.flat_map(|block| {
         let layers = match spec.structure {
-            Structure::Coupled => vec![&b.attention.o, b.mlp.consumer()],
-            Structure::RowColumn | Structure::Element | Structure::NofM => b.linears(),
+            Structure::Coupled => decoder.consumers(block as usize),
+            Structure::RowColumn | Structure::Element | Structure::NofM => decoder.linears(block as usize),
         };
-        // A consumer without inputs is one whose sub-block is gone.
-        layers.into_iter().filter(|layer| layer.columns() > 0).map(|layer| (b.index, layer.name.clone()))
+        layers.into_iter().map(move |layer| (block, layer))
     });
     SweepOptions {
         micro_batch: task.micro_batch,

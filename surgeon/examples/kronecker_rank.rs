@@ -282,7 +282,8 @@ impl Bench {
 
     /// Returns the consumers, with the numbers of their blocks.
     fn consumers(&self) -> impl Iterator<Item = (u32, &model::Linear)> {
-        (0..).zip(&self.decoder.blocks).step_by(self.every).map(|(b, block)| (b, block.mlp.consumer()))
+        let blocks = self.decoder.resident().unwrap_or_default();
+        (0..).zip(blocks).step_by(self.every).map(|(b, block)| (b, block.mlp.consumer()))
     }
 
     fn sweep(&self, samples: &[Vec<i64>]) -> Result<Vec<Seen>> {
@@ -321,7 +322,7 @@ impl Bench {
     }
 
     fn set(&mut self, layer: &LayerId, w_rc: &Tensor) {
-        let linears = self.decoder.blocks.iter_mut().flat_map(model::Block::linears_mut);
+        let linears = self.decoder.resident_mut().into_iter().flatten().flat_map(model::Block::linears_mut);
         for linear in linears.filter(|linear| linear.name == *layer) {
             linear.weight = w_rc.to_kind(Kind::Float);
         }

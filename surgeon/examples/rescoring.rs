@@ -71,7 +71,11 @@ impl Observer for Factors {
 
 /// Returns the layers' problems from one sweep.
 fn problems(decoder: &Decoder, samples: &[Vec<i64>]) -> Result<Vec<LayerProblem>> {
-    let layers = || (0..).zip(&decoder.blocks).flat_map(|(b, block)| block.linears().into_iter().map(move |l| (b, l)));
+    let layers = || {
+        (0..)
+            .zip(decoder.resident().unwrap_or_default())
+            .flat_map(|(b, block)| block.linears().into_iter().map(move |l| (b, l)))
+    };
     let options = SweepOptions {
         micro_batch: 8,
         boundary_kind: Kind::Float,
@@ -143,7 +147,7 @@ fn main() -> Result<()> {
     let (samples, seq_len) = (number(64)?, number(128)?);
     let _no_grad = tch::no_grad_guard();
     let mut decoder = Decoder::load(&ModelFolder::open(&model)?, &Overlay::default(), Kind::Float, Device::Cpu)?;
-    if decoder.blocks.iter().flat_map(model::Block::linears).any(|layer| layer.bias.is_some()) {
+    if decoder.resident()?.iter().flat_map(model::Block::linears).any(|layer| layer.bias.is_some()) {
         return Err("the model has biases".into());
     }
     let tokenizer = Tokenizer::open(&model)?;
@@ -187,7 +191,7 @@ fn main() -> Result<()> {
             let (weights, predicted) = update(&problems, &masks, best)?;
             let took = began.elapsed().as_secs_f64();
             for (problem, w_rc) in problems.iter().zip(&weights) {
-                let linears = decoder.blocks.iter_mut().flat_map(model::Block::linears_mut);
+                let linears = decoder.resident_mut()?.iter_mut().flat_map(model::Block::linears_mut);
                 linears.filter(|l| l.name == problem.layer).for_each(|l| l.weight = w_rc.shallow_clone());
             }
             let ratio = (loss(&decoder)? - dense).exp();

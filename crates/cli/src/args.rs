@@ -23,6 +23,7 @@ pub(crate) use report::ReportArgs;
 
 use crate::error::{Exit, exit_codes};
 use clap::{Args, Parser, Subcommand};
+use model::Weights;
 use model::device::DeviceChoice;
 use std::process::ExitCode;
 use types::{Pattern, Target, parse_bytes, parse_count};
@@ -180,6 +181,12 @@ pub(crate) struct MachineArgs {
     /// CPU threads for one tensor operation [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Machine")]
     pub(crate) threads: Option<u32>,
+    /// Where weights lie: resident (all on the device) or stream (one block at a time)
+    ///
+    /// stream is for models larger than the device: each block is read from the model's files when it is needed. It changes no
+    /// number.
+    #[arg(long, value_name = "WHERE", default_value = "resident", help_heading = "Machine")]
+    pub(crate) weights: Weights,
 }
 
 /// Returns the parsed command line, or what to exit with: help and version end well, faults do not.

@@ -65,7 +65,8 @@ fn measure(
 ) -> Result<Measured, CliError> {
     let peak_was_reset = reset_peak_memory();
     let segments = segments(args, folder, seq_len)?;
-    let decoder = Decoder::load(folder, &Overlay::default(), device::kind(args.dtype), place)?;
+    let held = (device::kind(args.dtype), place);
+    let decoder = Decoder::open(ModelFolder::open(folder.path())?, Overlay::default(), args.machine.weights, held)?;
     let bar = display.bar();
     let name = folder.path().display().to_string();
     let mut progress = |done: u64, total: u64| {

@@ -46,7 +46,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     check_length(args, &folder, prompt.len() as u64)?;
     args.machine.threads.into_iter().for_each(device::set_threads);
     let place = args.machine.device.open()?;
-    let decoder = Decoder::load(&folder, &Overlay::default(), device::kind(args.dtype), place)?;
+    let held = (device::kind(args.dtype), place);
+    let decoder = Decoder::open(folder, Overlay::default(), args.machine.weights, held)?;
 
     let streams = !args.json && io::stdout().is_terminal();
     let show = if streams { Show::AsItComes } else { Show::AtTheEnd };

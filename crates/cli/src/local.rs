@@ -2,6 +2,7 @@
 //! machines, over memory instead of a network.
 
 use crate::error::CliError;
+use model::Weights;
 use model::device::DeviceChoice;
 use proto::v1;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
@@ -81,6 +82,8 @@ pub(crate) struct Deployment {
     pub(crate) device: DeviceChoice,
     /// Threads of a tensor operation.
     pub(crate) threads: Option<u32>,
+    /// Where the calibrator's weights lie.
+    pub(crate) weights: Weights,
 }
 
 /// How one service ended.
@@ -125,7 +128,8 @@ impl Local {
     /// Starts the workers.
     pub(crate) fn start_workers(&mut self, deployment: &Deployment) -> Result<(), CliError> {
         let (device, threads) = (deployment.device, deployment.threads);
-        let calibrator = calibrator::Options { place: self.place(CALIBRATOR, deployment)?, device, threads };
+        let (place, weights) = (self.place(CALIBRATOR, deployment)?, deployment.weights);
+        let calibrator = calibrator::Options { place, device, threads, weights };
         let incoming: MemoryIncoming = self.network.listen(CALIBRATOR)?;
         let shutdown = self.workers_stop.clone();
         self.workers.spawn(async move {

@@ -19,7 +19,7 @@ use crate::output::{print, print_json, print_line, tell};
 use crate::progress::{self, Display};
 use crate::report;
 use crate::summary::Summary;
-use model::ModelFolder;
+use model::{ModelFolder, Weights};
 use proto::v1;
 use service::{RequestIds, Shutdown, Store};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,10 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
         return Err(CliError::OutputExists(output));
     }
     check::inputs(&spec, &folder)?;
+    if args.machine.weights == Weights::Stream && spec.correct_rank > 0 {
+        let problem = "--correct-rank trains every layer and needs all weights in memory; go without --weights stream";
+        return Err(CliError::Usage(problem.to_owned()));
+    }
     drop(folder);
     args.machine.device.open()?;
     check::output_parent(&output)?;
@@ -122,7 +126,8 @@ async fn serve_and_follow(
         Err(error) => return (Err(error), true),
     };
     tokio::spawn(leave_at_second_signal(signals.clone()));
-    let deployment = Deployment { store, device: call.machine.device, threads: call.machine.threads };
+    let MachineArgs { device, threads, weights } = call.machine;
+    let deployment = Deployment { store, device, threads, weights };
     let session = Session { json: call.json, state, display, deployment, signals };
     let followed = session.drive(&mut local, spec).await;
     (followed, local.stop(DRAIN).await)

@@ -51,6 +51,16 @@ fn so_it_is_for_single_weights_whose_threshold_is_counted_on_all_surgeons() {
     assert_eq!(on_workers(temp.path(), (2, 2), &output, &flags), alone);
 }
 
+#[test]
+fn weights_that_are_streamed_give_the_bits_of_weights_in_memory() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let alone = in_one_process(&output, &SHARDED);
+    std::fs::remove_dir_all(temp.path().join("pruned.state")).unwrap(); // or the second is the first one's result
+    let streamed = [&SHARDED[..], &["--weights", "stream"]].concat();
+    assert_eq!(in_one_process(&output, &streamed), alone);
+}
+
 /// A run that is followed while services are killed.
 struct Disturbed {
     cluster: Cluster,

@@ -52,7 +52,7 @@ impl Settings {
 
 /// Takes away the smallest `percent` of each MLP's channels.
 fn remove_channels(decoder: &mut Decoder, percent: u32) -> Result<()> {
-    for block in &mut decoder.blocks {
+    for block in decoder.resident_mut()? {
         let channels = block.mlp.channels();
         let left = channels - channels * i64::from(percent) / 100;
         let norms = block.mlp.consumer().weight.f_to_kind(Kind::Float)?.f_square()?.f_sum_dim_intlist(

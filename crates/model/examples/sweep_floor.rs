@@ -95,7 +95,7 @@ fn floor(decoder: &Decoder, options: &SweepOptions, samples: usize, tokens: usiz
     let random = |columns: i64, kind| Tensor::f_randn([n, columns], (kind, place.1));
     let mut inputs: BTreeMap<i64, Tensor> = BTreeMap::new();
     let mut wide: BTreeMap<i64, Tensor> = BTreeMap::new();
-    for layer in decoder.blocks.iter().flat_map(model::Block::linears) {
+    for layer in decoder.resident()?.iter().flat_map(model::Block::linears) {
         for size in [layer.rows(), layer.columns()] {
             inputs.insert(size, random(size, place.0)?);
             wide.insert(size, random(size, Kind::Float)?);
@@ -105,7 +105,7 @@ fn floor(decoder: &Decoder, options: &SweepOptions, samples: usize, tokens: usiz
     let start = Instant::now();
     let backward = !options.curvature.is_empty();
     for _ in 0..batches {
-        for block in &decoder.blocks {
+        for block in decoder.resident()? {
             let mut seen = BTreeSet::new();
             for layer in block.linears() {
                 products(&inputs[&layer.columns()], &layer.weight.tr(), if backward { 2 } else { 1 })?;
@@ -165,7 +165,7 @@ fn main() -> Result<()> {
         "none" => false,
         _ => ["o_proj", "down_proj"].iter().any(|end| name.as_str().ends_with(end)),
     };
-    let layers = decoder.blocks.iter().flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone())));
+    let layers = decoder.resident()?.iter().flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone())));
     let options = SweepOptions {
         micro_batch: settings.number("micro", 1)?,
         boundary_kind: kind,

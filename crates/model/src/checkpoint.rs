@@ -133,6 +133,13 @@ impl ModelFolder {
         tensor
     }
 
+    /// Has the system read a tensor's part of its file while something else is done; nothing for a name that is not there.
+    pub(crate) fn read_ahead(&self, name: &str) {
+        if let Some((file, info)) = self.stored.get(name) {
+            self.files[*file].read_ahead(&info.range);
+        }
+    }
+
     /// Returns the BLAKE3 digest, in hex, over config.json and the tensor files. Read once, then remembered.
     pub fn digest(&self) -> Result<String, ModelError> {
         if let Some(digest) = self.digest.get() {

@@ -140,7 +140,7 @@ impl Corrected {
         decoder: &'a Decoder,
     ) -> impl Iterator<Item = Result<(&'a Linear, Tensor), ModelError>> + 'a {
         self.low_rank.iter().flat_map(move |low_rank| {
-            let layers = decoder.blocks.iter().flat_map(crate::Block::linears);
+            let layers = decoder.resident().unwrap_or_default().iter().flat_map(crate::Block::linears);
             layers.map(move |layer| Ok((layer, tch::no_grad(|| low_rank.weight(layer))?)))
         })
     }
@@ -152,7 +152,7 @@ impl Corrected {
     pub fn absorb(self, decoder: &mut Decoder) -> Result<(), ModelError> {
         let _guard = tch::no_grad_guard();
         let Some(low_rank) = self.low_rank else { return Ok(()) };
-        for layer in decoder.blocks.iter_mut().flat_map(crate::Block::linears_mut) {
+        for layer in decoder.resident_mut()?.iter_mut().flat_map(crate::Block::linears_mut) {
             layer.weight = low_rank.weight(layer)?.f_to_kind(layer.weight.kind())?;
         }
         Ok(())
@@ -172,7 +172,7 @@ pub enum Zeros {
 /// of [`run`] is to be for structures that write them.
 pub fn kept(decoder: &Decoder, zeros: Zeros) -> Result<BTreeMap<LayerId, Tensor>, ModelError> {
     let mut kept = BTreeMap::new();
-    for layer in decoder.blocks.iter().flat_map(crate::Block::linears) {
+    for layer in decoder.resident()?.iter().flat_map(crate::Block::linears) {
         let mut kept_rc = layer.weight.f_ne(0.0)?;
         if zeros == Zeros::RowsAndColumns {
             kept_rc = kept_rc.f_any_dim(1, true)?.f_logical_and(&kept_rc.f_any_dim(0, true)?)?;
@@ -237,7 +237,7 @@ pub fn run(
 
 /// Returns the passes of a micro-batch through a block or the head that all steps and measurements take.
 fn passes(decoder: &Decoder, samples: usize, held_out: Option<&[Vec<i64>]>, options: &CorrectOptions) -> u64 {
-    let (blocks, micro_batch) = (decoder.blocks.len() as u64, options.micro_batch.max(1));
+    let (blocks, micro_batch) = (decoder.block_count() as u64, options.micro_batch.max(1));
     let batches = options.batch.min(samples).div_ceil(micro_batch) as u64;
     let measured = held_out.map_or(0, |segments| segments.len().div_ceil(micro_batch)) as u64;
     let measurements = 1 + (1..=options.steps).filter(|step| options.measures_after(*step)).count() as u64;
@@ -308,7 +308,7 @@ impl Run<'_> {
     /// Measures the held-out loss, if there is anything to measure it on, and keeps A and B if it is the best.
     fn measure(&mut self, step: u32) -> Result<(), ModelError> {
         let Some(segments) = self.held_out else { return Ok(()) };
-        let passes = self.decoder.blocks.len() as u64 + 1;
+        let passes = self.decoder.block_count() as u64 + 1;
         let steps = &mut self.steps;
         let mut progress = |done, _| match done {
             0 => ControlFlow::Continue(()),

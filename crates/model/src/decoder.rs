@@ -4,11 +4,13 @@
 //! Forward only; the graph for gradients is libtorch's, and [`crate::sweep`] decides where it is recorded.
 
 mod attention;
+mod blocks;
 mod load;
 mod mlp;
 mod norm;
 
 pub use attention::Attention;
+pub use blocks::{Blocks, Lent, Weights};
 pub use mlp::Mlp;
 pub use norm::{HeadNorms, Norm};
 
@@ -89,8 +91,8 @@ pub struct Decoder {
     pub embedding: Tensor,
     /// Learned positions, [positions, d], offset included (OPT).
     pub positions: Option<Tensor>,
-    /// Blocks from the first to the last.
-    pub blocks: Vec<Block>,
+    /// Blocks from the first to the last, or where they are read.
+    pub blocks: Blocks,
     /// The norm after the last block.
     pub final_norm: Norm,
     /// Projection to the vocabulary, [v, d]; the embedding itself when tied.
@@ -149,12 +151,41 @@ impl Decoder {
 
     /// Returns [`Self::forward`] with `tap` in every block.
     pub(crate) fn forward_through(&self, ids_bt: &Tensor, tap: &mut dyn Tap) -> Result<Tensor, ModelError> {
-        let mut x_btd = self.embed(ids_bt)?;
+        let mut states = vec![self.embed(ids_bt)?];
         let rotary = self.rotary(ids_bt.size()[1])?;
-        for block in &self.blocks {
-            x_btd = block.forward(&x_btd, &rotary, tap)?;
+        self.forward_wave(&mut states, &rotary, tap, &mut |_, _, _| Ok(()))?;
+        Ok(states.swap_remove(0))
+    }
+
+    /// Takes the residual streams of some batches, [b, t, d] each, from before the first block to after the last, all of them
+    /// through one block before the next, so that each block is read once. `before` sees block, batch and state before each.
+    ///
+    /// States of a streamed model wait in host memory.
+    pub(crate) fn forward_wave(
+        &self,
+        states: &mut [Tensor],
+        rotary: &Rotary,
+        tap: &mut dyn Tap,
+        before: &mut dyn FnMut(usize, usize, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        for index in 0..self.block_count() {
+            let block = self.block(index)?;
+            self.read_ahead(index + 1);
+            for (batch, state_btd) in states.iter_mut().enumerate() {
+                before(index, batch, state_btd)?;
+                *state_btd = self.parked(&block.forward(&state_btd.f_to_device(self.device())?, rotary, tap)?)?;
+            }
         }
-        Ok(x_btd)
+        for state_btd in states {
+            *state_btd = state_btd.f_to_device(self.device())?;
+        }
+        Ok(())
+    }
+
+    /// Returns a state where it may wait for the next block.
+    fn parked(&self, state_btd: &Tensor) -> Result<Tensor, ModelError> {
+        let place = if self.is_streamed() { Device::Cpu } else { self.device() };
+        Ok(state_btd.f_to_device(place)?)
     }
 
     /// Returns the logits of every token, [b, t, v]. For short samples; see [`Self::logits`].

@@ -88,7 +88,9 @@ pub fn write(
         return Err(ModelError::Unsupported { path: output.to_owned(), reason });
     }
     let expected = {
-        let in_memory = Decoder::load(folder, overlay, Kind::Float, Device::Cpu)?;
+        // One block at a time: the whole model in f32 may be more than there is memory.
+        let again = ModelFolder::open(folder.path())?;
+        let in_memory = Decoder::stream(again, overlay.shallow_clone(), Kind::Float, Device::Cpu)?;
         Expected { check_ids, logits_tv: logits(&in_memory, check_ids)?, output }
     };
     let staging = Staging::begin(output)?;

@@ -32,7 +32,7 @@ pub mod units;
 
 pub use checkpoint::ModelFolder;
 pub use config::{Activation, BlockWidths, ModelConfig, Rope, RopeScaling};
-pub use decoder::{Attention, Block, Decoder, HeadNorms, Mlp, NoTap, Norm, Tap};
+pub use decoder::{Attention, Block, Blocks, Decoder, HeadNorms, Lent, Mlp, NoTap, Norm, Tap, Weights};
 pub use error::ModelError;
 pub use family::{BlockLayers, Family, MlpLayers};
 pub use linear::Linear;

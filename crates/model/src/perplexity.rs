@@ -55,26 +55,46 @@ pub(crate) fn evaluate_through(
     let mut sum = 0.0;
     let mut done = 0;
     report(done)?;
-    for batch in segments.chunks(micro_batch.max(1)) {
-        for nats in losses(decoder, batch, seq_len, tap)? {
-            done += 1;
-            if !nats.is_finite() {
-                return Err(ModelError::NotFinite { what: format!("the loss of segment {done} of {count}") });
+    let micro_batch = micro_batch.max(1);
+    let rotary = decoder.rotary(seq_len)?;
+    // All batches go through a block that is read for its use; one after the other through blocks in memory.
+    let wave = if decoder.is_streamed() { segments.len() } else { micro_batch };
+    for batches in segments.chunks(wave) {
+        let batches: Vec<&[Vec<i64>]> = batches.chunks(micro_batch).collect();
+        let ids = batches.iter().map(|batch| ids_of(batch, seq_len)).collect::<Result<Vec<_>, _>>()?;
+        let mut states = ids.iter().map(|ids_bt| decoder.embed(ids_bt)).collect::<Result<Vec<_>, _>>()?;
+        decoder.forward_wave(&mut states, &rotary, tap, &mut |_, _, _| {
+            // A block that is read takes as long as a batch does otherwise.
+            if decoder.is_streamed() { report(done) } else { Ok(()) }
+        })?;
+        for (ids_bt, x_btd) in ids.iter().zip(&states) {
+            for nats in losses(decoder, ids_bt, x_btd)? {
+                done += 1;
+                if !nats.is_finite() {
+                    return Err(ModelError::NotFinite { what: format!("the loss of segment {done} of {count}") });
+                }
+                sum += nats / targets as f64;
             }
-            sum += nats / targets as f64;
+            report(done)?;
         }
-        report(done)?;
     }
     Ok(Loss { mean: sum / count as f64, tokens: targets * count, segments: count })
 }
 
-/// Returns the negative log-likelihood of each segment, summed over its targets, in nats.
-fn losses(decoder: &Decoder, batch: &[Vec<i64>], seq_len: i64, tap: &mut dyn Tap) -> Result<Vec<f64>, ModelError> {
-    let ids_bt = Tensor::f_from_slice(&batch.concat())?.f_view([batch.len() as i64, seq_len])?;
-    let x_btd = decoder.forward_through(&ids_bt, tap)?;
+/// Returns the tokens of some segments, [b, t].
+fn ids_of(segments: &[Vec<i64>], seq_len: i64) -> Result<Tensor, ModelError> {
+    Ok(Tensor::f_from_slice(&segments.concat())?.f_view([segments.len() as i64, seq_len])?)
+}
+
+/// Returns the negative log-likelihood of each segment, summed over its targets, in nats, from its tokens, [b, t], and the
+/// residual stream after the last block, [b, t, d].
+fn losses(decoder: &Decoder, ids_bt: &Tensor, x_btd: &Tensor) -> Result<Vec<f64>, ModelError> {
+    let &[batch, seq_len] = ids_bt.size().as_slice() else {
+        return Err(ModelError::Shape { what: "token ids", expected: "[b, t]".to_owned(), found: ids_bt.size() });
+    };
     let ids_bt = ids_bt.f_to_device(decoder.device())?;
-    let mut nats = Vec::with_capacity(batch.len());
-    for segment in 0..batch.len() as i64 {
+    let mut nats = Vec::with_capacity(batch as usize);
+    for segment in 0..batch {
         let (x_td, ids_t) = (x_btd.f_get(segment)?, ids_bt.f_get(segment)?);
         let mut sum = 0.0;
         let mut from = 0;

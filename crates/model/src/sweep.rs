@@ -113,7 +113,7 @@ pub fn run(
     let mut steps = Steps { done: 0, total: plan.steps(), progress };
     let mut times = SweepTimes::default();
     let (mut boundaries, loss_sum) = forward(&plan, options, &mut NoTap, &mut times, &mut steps)?;
-    for block in (plan.lowest..decoder.blocks.len()).rev() {
+    for block in (plan.lowest..decoder.block_count()).rev() {
         backward(&plan, block, &mut boundaries, observer, &mut times, &mut steps)?;
     }
     let tokens = samples.iter().map(|s| s.len() as u64).sum::<u64>();
@@ -161,11 +161,11 @@ impl<'a> Plan<'a> {
                 found,
             });
         }
-        let mut wanted = vec![BTreeSet::new(); decoder.blocks.len()];
+        let mut wanted = vec![BTreeSet::new(); decoder.block_count()];
         for (block, layer) in &options.curvature {
             let layers = wanted.get_mut(*block as usize).ok_or_else(|| ModelError::Shape {
                 what: "wanted block",
-                expected: format!("below {}", decoder.blocks.len()),
+                expected: format!("below {}", decoder.block_count()),
                 found: vec![i64::from(*block)],
             })?;
             layers.insert(layer.clone());
@@ -227,28 +227,31 @@ pub(crate) fn forward(
         (decoder.kind(), decoder.device()),
     )?;
     let mut head = Head::new(decoder, options, gradient)?;
-    for batch in &plan.batches {
+    // A block that is read for its use is used by all batches; one in memory by one after the other, which takes less.
+    let wave = if decoder.is_streamed() { plan.batches.len().max(1) } else { 1 };
+    for batches in plan.batches.chunks(wave) {
         let start = Instant::now();
-        let mut x_btd = decoder.embed(&batch.ids_bt)?;
-        for (block, layers) in decoder.blocks.iter().enumerate() {
-            boundaries.keep_input(block, batch, &x_btd)?;
-            x_btd = layers.forward(&x_btd, &plan.rotary, tap)?;
+        let mut states = batches.iter().map(|b| decoder.embed(&b.ids_bt)).collect::<Result<Vec<_>, _>>()?;
+        decoder.forward_wave(&mut states, &plan.rotary, tap, &mut |block, batch, x_btd| {
+            boundaries.keep_input(block, &batches[batch], x_btd)?;
+            steps.advance()
+        })?;
+        times.forward += start.elapsed();
+        for (batch, x_btd) in batches.iter().zip(states) {
+            if !is_finite(&x_btd)? {
+                return Err(locate(plan, batch, tap)?);
+            }
+            let start = Instant::now();
+            let gradient_btd = head.pass(&x_btd, batch)?;
+            if gradient {
+                check_finite(&gradient_btd, batch, || {
+                    "the gradient of the loss at the output of the last block".to_owned()
+                })?;
+                boundaries.keep_gradient(batch, &gradient_btd)?;
+            }
+            times.head += start.elapsed();
             steps.advance()?;
         }
-        if !is_finite(&x_btd)? {
-            return Err(locate(plan, batch, tap)?);
-        }
-        let middle = Instant::now();
-        let gradient_btd = head.pass(&x_btd, batch)?;
-        if gradient {
-            check_finite(&gradient_btd, batch, || {
-                "the gradient of the loss at the output of the last block".to_owned()
-            })?;
-            boundaries.keep_gradient(batch, &gradient_btd)?;
-        }
-        times.forward += middle - start;
-        times.head += middle.elapsed();
-        steps.advance()?;
     }
     Ok((boundaries, head.loss_sum()))
 }
@@ -256,11 +259,11 @@ pub(crate) fn forward(
 /// Returns the error for a forward pass that left the finite numbers: repeats it to find the block.
 fn locate(plan: &Plan, batch: &Batch, tap: &mut dyn Tap) -> Result<ModelError, ModelError> {
     let mut x_btd = plan.decoder.embed(&batch.ids_bt)?;
-    for (block, layers) in plan.decoder.blocks.iter().enumerate() {
+    for block in 0..plan.decoder.block_count() {
         if let Err(found) = check_finite(&x_btd, batch, || format!("the input of block {block}")) {
             return Ok(found);
         }
-        x_btd = layers.forward(&x_btd, &plan.rotary, tap)?;
+        x_btd = plan.decoder.block(block)?.forward(&x_btd, &plan.rotary, tap)?;
     }
     let found = check_finite(&x_btd, batch, || "the output of the last block".to_owned());
     Ok(found

@@ -60,7 +60,7 @@ fn run(decoder: &Decoder, held_out: Option<&[Vec<i64>]>, options: &CorrectOption
 
 /// Returns every weight of the blocks, by name.
 fn weights(decoder: &Decoder) -> BTreeMap<LayerId, Tensor> {
-    let layers = decoder.blocks.iter().flat_map(model::Block::linears);
+    let layers = decoder.resident().unwrap().iter().flat_map(model::Block::linears);
     layers.map(|layer| (layer.name.clone(), layer.weight.shallow_clone())).collect()
 }
 
@@ -109,7 +109,7 @@ fn the_loss_goes_down_and_is_that_of_the_absorbed_weights() {
 fn removed_weights_stay_exactly_zero_and_others_learn() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let mut decoder = load("llama-gqa", kind);
-        for (number, layer) in decoder.blocks.iter_mut().flat_map(|b| b.linears_mut()).enumerate() {
+        for (number, layer) in decoder.resident_mut().unwrap().iter_mut().flat_map(|b| b.linears_mut()).enumerate() {
             // Rows and columns; scattered weights; nothing.
             match number % 3 {
                 0 => {
@@ -240,7 +240,7 @@ fn progress_counts_to_its_end_and_can_stop() {
     let (seen, result) = go(u64::MAX);
     assert!(result.is_ok());
     // Five steps of two micro-batches, four measurements of two: each block, the head, and each block once more.
-    let blocks = decoder.blocks.len() as u64;
+    let blocks = decoder.block_count() as u64;
     let total = 5 * 2 * (2 * blocks + 1) + 4 * 2 * (blocks + 1);
     assert_eq!(*seen.last().unwrap(), (total, total));
     assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 == total), "{seen:?}");
@@ -267,7 +267,7 @@ fn what_cannot_be_done_is_refused() {
     }
     assert!(refused(&[], &all, &options()).contains("samples"));
     assert!(refused(&[vec![1, 2, 3], vec![1, 2]], &all, &options()).contains("samples"));
-    let layer = &decoder.blocks[0].attention.q;
+    let layer = &decoder.resident().unwrap()[0].attention.q;
     let kept = |name: &str, kept_rc: Tensor| BTreeMap::from([(LayerId::new(name).unwrap(), kept_rc)]);
     let ones = layer.weight.ne(f64::INFINITY);
     for (kept, why) in [
@@ -302,7 +302,7 @@ fn new_weights_of_a_smaller_model_load_as_an_overlay() {
         folder.layers().iter().map(consumer).collect::<BTreeMap<_, _>>()
     };
     let mut decoder = Decoder::load(&folder, &Overlay { layers: consumers() }, Kind::Float, Device::Cpu).unwrap();
-    assert_eq!(decoder.blocks[0].mlp.channels(), channels.len() as i64);
+    assert_eq!(decoder.resident().unwrap()[0].mlp.channels(), channels.len() as i64);
     let corrected = run(&decoder, None, &CorrectOptions { steps: 2, ..options() }).unwrap();
     let mut layers = consumers();
     let left = Tensor::from_slice(&channels.iter().map(|channel| i64::from(*channel)).collect::<Vec<_>>());

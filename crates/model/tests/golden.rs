@@ -81,7 +81,9 @@ fn gradients_reach_the_input_of_a_block() {
         let ids = tensors(&golden(name).join("expected.safetensors"))["ids"].shallow_clone();
         let rotary = decoder.rotary(ids.size()[1]).unwrap();
         let x = decoder.embed(&ids).unwrap();
-        let run = |x: &Tensor| decoder.blocks[0].forward(x, &rotary, &mut NoTap).unwrap().square().sum(Kind::Double);
+        let run = |x: &Tensor| {
+            decoder.resident().unwrap()[0].forward(x, &rotary, &mut NoTap).unwrap().square().sum(Kind::Double)
+        };
         let probe = x.set_requires_grad(true);
         let gradient = Tensor::run_backward(&[run(&probe)], &[&probe], false, false).remove(0);
         let direction = (Tensor::arange(x.numel() as i64, (Kind::Double, Device::Cpu)) * 0.7).sin().view_as(&x);

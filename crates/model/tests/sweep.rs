@@ -59,7 +59,12 @@ impl Observer for Seen {
 }
 
 fn every_layer(decoder: &Decoder) -> BTreeSet<(u32, LayerId)> {
-    decoder.blocks.iter().flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone()))).collect()
+    decoder
+        .resident()
+        .unwrap()
+        .iter()
+        .flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone())))
+        .collect()
 }
 
 fn options(decoder: &Decoder) -> SweepOptions {
@@ -245,9 +250,9 @@ fn a_number_that_is_not_finite_names_block_and_samples() {
 
     // A gradient can overflow where every activation is finite.
     let mut decoder = load("llama-gqa", Kind::Float);
-    decoder.blocks[1].mlp_norm =
+    decoder.resident_mut().unwrap()[1].mlp_norm =
         model::Norm::Rms { weight: Tensor::full([24], 1e-30, (Kind::Float, Device::Cpu)), eps: 1e-5 };
-    let model::Mlp::Gated { down, .. } = &mut decoder.blocks[1].mlp else { panic!() };
+    let model::Mlp::Gated { down, .. } = &mut decoder.resident_mut().unwrap()[1].mlp else { panic!() };
     down.weight = &down.weight * 1e30;
     let ok = sweep(&decoder, &samples[..2], &options(&decoder));
     assert!(ok.is_ok(), "large weights alone are no error");

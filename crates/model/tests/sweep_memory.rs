@@ -35,7 +35,8 @@ impl Observer for Nothing {
 #[test]
 fn peak_memory_does_not_grow_with_depth() {
     peak::does_not_grow_with_depth("peak_memory_does_not_grow_with_depth", &|llama, decoder, samples, tokens| {
-        let layers = decoder.blocks.iter().flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone())));
+        let layers =
+            decoder.resident().unwrap().iter().flat_map(|b| b.linears().into_iter().map(|l| (b.index, l.name.clone())));
         let options = SweepOptions {
             micro_batch: peak::SAMPLES,
             boundary_kind: Kind::Float,

@@ -235,7 +235,7 @@ mod tests {
         let valued = FLAGS.iter().chain(&FOLLOWING).map(|(flag, _)| *flag);
         let known: Vec<&str> = valued.chain(SWITCHES.map(|(flag, _)| flag)).collect();
         let others = ["data", "eval-data", "seq-len", "target-size", "targets", "target-params", "target-bytes", "out"];
-        let no_number = ["state", "device", "threads", "quiet", "json", "help", "version"];
+        let no_number = ["state", "device", "threads", "weights", "quiet", "json", "help", "version"];
         for flag in prune.get_arguments().filter_map(clap::Arg::get_long) {
             let told = known.contains(&format!("--{flag}").as_str()) || others.contains(&flag);
             assert!(told != no_number.contains(&flag), "--{flag}");

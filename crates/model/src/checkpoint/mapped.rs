@@ -7,7 +7,7 @@ use super::locate::Format;
 use super::pytorch;
 use crate::ModelError;
 use crate::tensor_file::{Header, TensorInfo};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,13 @@ impl MappedFile {
     /// Returns the bytes of a tensor; `range` comes from this file's own list.
     pub(super) fn bytes(&self, range: &Range<usize>) -> &[u8] {
         &self.map[range.clone()]
+    }
+
+    /// Asks for the pages of a tensor before they are needed.
+    pub(super) fn read_ahead(&self, range: &Range<usize>) {
+        if let Err(error) = self.map.advise_range(Advice::WillNeed, range.start, range.len()) {
+            tracing::debug!(%error, "a model file is not read ahead");
+        }
     }
 
     /// Gives the pages of a tensor back, so that reading a model does not keep a second copy of it resident.

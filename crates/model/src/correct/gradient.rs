@@ -25,10 +25,10 @@ pub(super) fn gradient(
     let mut tap = Learning::without_graph(low_rank);
     let (mut boundaries, loss_sum) = sweep::forward(&plan, &options, &mut tap, &mut SweepTimes::default(), steps)?;
     let mut gradient_p = low_rank.numbers().f_zeros_like()?;
-    for block in (0..decoder.blocks.len()).rev() {
-        sweep::each_batch(&plan, block, &mut boundaries, steps, |ends| {
+    for block in (0..decoder.block_count()).rev() {
+        sweep::each_batch(&plan, block, &mut boundaries, steps, |layers, ends| {
             let mut tap = Learning::with_graph(low_rank);
-            let (gradients, below_btd) = sweep::recompute(&plan, block, ends, &mut tap, |tap| Ok(tap.ends()))?;
+            let (gradients, below_btd) = sweep::recompute(&plan, layers, ends, &mut tap, |tap| Ok(tap.ends()))?;
             tap.accumulate(&gradients, &gradient_p)?;
             Ok(below_btd)
         })?;
@@ -40,17 +40,14 @@ pub(super) fn gradient(
 
 /// Returns the options of a sweep that needs every block.
 fn sweep_options(decoder: &Decoder, options: &CorrectOptions) -> SweepOptions {
-    let layers = |block: &crate::Block| {
-        let index = block.index;
-        block.linears().into_iter().map(move |layer| (index, layer.name.clone())).collect::<Vec<_>>()
-    };
+    let layers = |block: usize| decoder.linears(block).into_iter().map(move |layer| (block as u32, layer));
     SweepOptions {
         micro_batch: options.micro_batch,
         boundary_kind: decoder.kind(),
         fisher: Fisher::Empirical,
         seed: options.seed,
         first_sample: 0,
-        curvature: decoder.blocks.iter().flat_map(layers).collect::<BTreeSet<_>>(),
+        curvature: (0..decoder.block_count()).flat_map(layers).collect::<BTreeSet<_>>(),
         head_chunk: options.head_chunk,
     }
 }
@@ -74,7 +71,7 @@ mod tests {
     /// weights in the second.
     fn remove(decoder: &mut Decoder) -> BTreeMap<LayerId, Tensor> {
         let mut kept = BTreeMap::new();
-        for layer in decoder.blocks[..2].iter_mut().flat_map(crate::Block::linears_mut) {
+        for layer in decoder.resident_mut().unwrap()[..2].iter_mut().flat_map(crate::Block::linears_mut) {
             let places_rc = Tensor::arange(layer.rows() * layer.columns(), (Kind::Int64, Device::Cpu));
             let places_rc = places_rc.view([layer.rows(), layer.columns()]);
             let columns = layer.columns();
@@ -100,7 +97,7 @@ mod tests {
         let numbers_p = low_rank.numbers().copy().set_requires_grad(true);
         let rank = i64::from(options.rank);
         let mut start = 0;
-        for layer in decoder.blocks.iter_mut().flat_map(crate::Block::linears_mut) {
+        for layer in decoder.resident_mut().unwrap().iter_mut().flat_map(crate::Block::linears_mut) {
             let (rows, columns) = (layer.rows(), layer.columns());
             let mut take = |r: i64, c: i64| {
                 start += r * c;

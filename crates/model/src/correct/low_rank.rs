@@ -47,7 +47,7 @@ impl LowRank {
         kept: &BTreeMap<LayerId, Tensor>,
         options: &CorrectOptions,
     ) -> Result<Self, ModelError> {
-        let layers: Vec<&Linear> = decoder.blocks.iter().flat_map(crate::Block::linears).collect();
+        let layers: Vec<&Linear> = decoder.resident()?.iter().flat_map(crate::Block::linears).collect();
         if let Some(unknown) = kept.keys().find(|id| layers.iter().all(|layer| layer.name != **id)) {
             return Err(fault(unknown, "is said to have removed weights, but the model has no such layer"));
         }

@@ -4,6 +4,7 @@
 //! never stored again, unless a correction has changed them: then from its weights of full size. Under `row-column`,
 //! weights are replaced as they are.
 
+use super::blocks::{Blocks, Streamed};
 use super::{Attention, Block, Decoder, HeadNorms, Mlp, Norm};
 use crate::family::Family;
 use crate::{BlockLayers, BlockWidths, LayerOverlay, Linear, MlpLayers, ModelConfig, ModelError, ModelFolder, Overlay};
@@ -18,22 +19,29 @@ impl Decoder {
     pub fn load(folder: &ModelFolder, overlay: &Overlay, kind: Kind, device: Device) -> Result<Self, ModelError> {
         let loader = Loader { folder, overlay, kind, device };
         loader.refuse_unknown_layers()?;
-        let (config, names) = (folder.config(), folder.names());
-        let embedding = loader.tensor(&names.embedding())?;
-        let head = if config.tied { embedding.shallow_clone() } else { loader.tensor(&names.head())? };
-        let positions = if config.family == Family::Opt { Some(loader.tensor(&names.positions())?) } else { None };
-        let blocks =
-            (0..).zip(folder.layers()).map(|(index, layers)| loader.block(index, layers)).collect::<Result<_, _>>()?;
-        let final_norm = loader.norm(&names.final_norm())?;
-        Ok(Self { config: config.clone(), embedding, positions, blocks, final_norm, head })
+        let blocks = (0..).zip(folder.layers()).map(|(index, layers)| loader.block(index, layers));
+        loader.decoder(Blocks::Resident(blocks.collect::<Result<_, _>>()?))
+    }
+
+    /// Returns the model of `folder` with `overlay`, in host memory, laid over it; each block is read when it is needed, so
+    /// that the device holds embedding, head and one block.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; what is wrong within a block is found when it is read.
+    pub fn stream(folder: ModelFolder, overlay: Overlay, kind: Kind, device: Device) -> Result<Self, ModelError> {
+        let loader = Loader { folder: &folder, overlay: &overlay, kind, device };
+        loader.refuse_unknown_layers()?;
+        let decoder = loader.decoder(Blocks::Resident(Vec::new()))?;
+        Ok(Self { blocks: Blocks::Streamed(Box::new(Streamed::new(folder, overlay, kind, device))), ..decoder })
     }
 }
 
-struct Loader<'a> {
-    folder: &'a ModelFolder,
-    overlay: &'a Overlay,
-    kind: Kind,
-    device: Device,
+/// Reads tensors of a folder, with what is laid over it.
+pub(super) struct Loader<'a> {
+    pub(super) folder: &'a ModelFolder,
+    pub(super) overlay: &'a Overlay,
+    pub(super) kind: Kind,
+    pub(super) device: Device,
 }
 
 /// The slice of a layer that is left. `None`: all of it.
@@ -48,11 +56,22 @@ impl Loader<'_> {
         self.folder.config()
     }
 
+    /// Returns the decoder around its blocks.
+    fn decoder(&self, blocks: Blocks) -> Result<Decoder, ModelError> {
+        let (config, names) = (self.folder.config(), self.folder.names());
+        let embedding = self.tensor(&names.embedding())?;
+        let head = if config.tied { embedding.shallow_clone() } else { self.tensor(&names.head())? };
+        let positions = if config.family == Family::Opt { Some(self.tensor(&names.positions())?) } else { None };
+        let final_norm = self.norm(&names.final_norm())?;
+        Ok(Decoder { config: config.clone(), embedding, positions, blocks, final_norm, head })
+    }
+
     fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         self.folder.tensor(name, self.kind, self.device)
     }
 
-    fn block(&self, index: u32, layers: &BlockLayers) -> Result<Block, ModelError> {
+    /// Returns one block.
+    pub(super) fn block(&self, index: u32, layers: &BlockLayers) -> Result<Block, ModelError> {
         let [attention_norm, mlp_norm] = self.folder.names().norms(index);
         Ok(Block {
             index,

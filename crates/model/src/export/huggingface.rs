@@ -57,7 +57,7 @@ pub(super) fn copy_licences(folder: &ModelFolder, staging: &Staging) -> Result<(
 
 /// Returns the model as the folder that was just filled says it.
 pub(super) fn read_back(staging: &Staging) -> Result<Decoder, ModelError> {
-    Decoder::load(&ModelFolder::open(staging.path())?, &Overlay::default(), Kind::Float, Device::Cpu)
+    Decoder::stream(ModelFolder::open(staging.path())?, Overlay::default(), Kind::Float, Device::Cpu)
 }
 
 /// Returns what rounding to the base model's number formats may do.

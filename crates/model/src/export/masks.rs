@@ -38,9 +38,13 @@ struct LayerMask {
 /// # Errors
 /// [`ModelError::Pattern`] if a window of a layer keeps more than the `pattern` lets it.
 pub(super) fn report(folder: &ModelFolder, written: &Decoder, pattern: Option<Pattern>) -> Result<String, ModelError> {
-    let linears = written.blocks.iter().flat_map(crate::Block::linears);
-    let named = folder.layers().iter().flat_map(crate::BlockLayers::all).zip(linears);
-    let layers = named.map(|(id, linear)| layer(id, linear, pattern)).collect::<Result<Vec<_>, _>>()?;
+    let mut layers = Vec::new();
+    for (index, names) in folder.layers().iter().enumerate().take(written.block_count()) {
+        let block = written.block(index)?;
+        for (id, linear) in names.all().into_iter().zip(block.linears()) {
+            layers.push(layer(id, linear, pattern)?);
+        }
+    }
     let report = MaskReport {
         format: 1,
         pattern: pattern.map(|pattern| pattern.to_string()),

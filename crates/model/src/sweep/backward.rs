@@ -3,7 +3,7 @@
 
 use super::boundary::Boundaries;
 use super::{Observer, ObserverError, Plan, Steps, SweepTimes, check_finite};
-use crate::{Linear, ModelError, Tap};
+use crate::{Block, Linear, ModelError, Tap};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -23,11 +23,11 @@ pub(super) fn backward(
         let begun = observer.block(block as u32);
         begun.map_err(|source| ModelError::Observer { block: block as u32, source })?;
     }
-    each_batch(plan, block, boundaries, steps, |ends| {
+    each_batch(plan, block, boundaries, steps, |layers, ends| {
         let start = Instant::now();
         let mut capture = Capture::new(block as u32, wanted, observer);
         // Without a lower block in need, the graph begins at the outputs of the wanted layers.
-        let (gradients, below_btd) = recompute(plan, block, ends, &mut capture, |c| c.outputs())?;
+        let (gradients, below_btd) = recompute(plan, layers, ends, &mut capture, |c| c.outputs())?;
         capture.gradients(gradients)?;
         times.gram += capture.gram;
         times.backward += start.elapsed().saturating_sub(capture.gram);
@@ -41,18 +41,22 @@ pub(super) fn backward(
     Ok(())
 }
 
-/// Calls `pass` with the states and gradients at both ends of `block` for each micro-batch: (its input, the gradient at its
+/// Calls `pass` with `block` and the states and gradients at both ends of `block` for each micro-batch: (its input, the gradient at its
 /// output), both [b, t, d]; the gradients at its input that `pass` returns replace those at its output.
 pub(crate) fn each_batch(
     plan: &Plan,
     block: usize,
     boundaries: &mut Boundaries,
     steps: &mut Steps,
-    mut pass: impl FnMut((&Tensor, &Tensor)) -> Result<Option<Tensor>, ModelError>,
+    mut pass: impl FnMut(&Block, (&Tensor, &Tensor)) -> Result<Option<Tensor>, ModelError>,
 ) -> Result<(), ModelError> {
+    let layers = plan.decoder.block(block)?;
+    if block > plan.lowest {
+        plan.decoder.read_ahead(block - 1);
+    }
     for batch in &plan.batches {
         let (x_btd, gradient_btd) = boundaries.top(batch)?;
-        if let Some(below_btd) = pass((&x_btd, &gradient_btd))? {
+        if let Some(below_btd) = pass(&layers, (&x_btd, &gradient_btd))? {
             check_finite(&below_btd, batch, || format!("the gradient of the loss at the input of block {block}"))?;
             boundaries.keep_gradient(batch, &below_btd)?;
         }
@@ -66,15 +70,15 @@ pub(crate) fn each_batch(
 /// that `ends` then names, and at the block's input if a lower block needs it.
 pub(crate) fn recompute<T: Tap>(
     plan: &Plan,
-    block: usize,
+    block: &Block,
     (x_btd, gradient_btd): (&Tensor, &Tensor),
     tap: &mut T,
     ends: impl FnOnce(&mut T) -> Result<Vec<Tensor>, ModelError>,
 ) -> Result<(Vec<Tensor>, Option<Tensor>), ModelError> {
-    let below = block > plan.lowest;
+    let below = block.index as usize > plan.lowest;
     let x_btd = x_btd.f_detach()?.f_set_requires_grad(below)?;
     let s = tch::with_grad(|| {
-        let out_btd = plan.decoder.blocks[block].forward(&x_btd, &plan.rotary, tap)?;
+        let out_btd = block.forward(&x_btd, &plan.rotary, tap)?;
         Ok::<_, ModelError>(out_btd.f_mul(gradient_btd)?.f_sum(None)?)
     })?;
     let mut ends = ends(tap)?;
@@ -82,7 +86,7 @@ pub(crate) fn recompute<T: Tap>(
         ends.push(x_btd);
     }
     let mut gradients = Tensor::f_run_backward(&[&s], &ends, false, false)
-        .map_err(ModelError::torch(format!("backward pass of block {block}")))?;
+        .map_err(ModelError::torch(format!("backward pass of block {}", block.index)))?;
     let below_btd = if below { gradients.pop() } else { None };
     Ok((gradients, below_btd))
 }

@@ -1,6 +1,6 @@
 //! A Llama of any shape with random weights, in memory.
 
-use model::{Activation, Attention, Block, Decoder, Linear, Mlp, ModelConfig, ModelError, Norm};
+use model::{Activation, Attention, Block, Blocks, Decoder, Linear, Mlp, ModelConfig, ModelError, Norm};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use types::LayerId;
@@ -72,7 +72,7 @@ impl Llama {
             head: embedding.shallow_clone(),
             embedding,
             positions: None,
-            blocks: blocks.collect::<Result<_, _>>()?,
+            blocks: Blocks::Resident(blocks.collect::<Result<_, _>>()?),
             final_norm: norm(),
         })
     }

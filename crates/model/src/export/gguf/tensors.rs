@@ -5,7 +5,7 @@ use super::container::{Entry, Value};
 use super::encoding;
 use crate::compact::{Compaction, Place, Recipe};
 use crate::{
-    Attention, Block, BlockWidths, Decoder, HeadNorms, Linear, Mlp, ModelConfig, ModelError, ModelFolder, Norm,
+    Attention, Block, BlockWidths, Blocks, Decoder, HeadNorms, Linear, Mlp, ModelConfig, ModelError, ModelFolder, Norm,
 };
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -180,7 +180,7 @@ pub(super) fn decoder(
         head: tensor("output.weight")?.unwrap_or_else(|| embedding.shallow_clone()),
         embedding,
         positions: None,
-        blocks: (0..blocks as usize).map(block).collect::<Result<_, _>>()?,
+        blocks: Blocks::Resident((0..blocks as usize).map(block).collect::<Result<_, _>>()?),
         final_norm: parts.norm("output_norm")?,
     })
 }
