@@ -53,7 +53,7 @@ demo-data: ## Put the State of the Union addresses into the cache
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup test-models check-output test-python ## Everything but lint; the test runner's summary comes last
+test: setup test-models check-output test-python test-clients ## Everything but lint; the test runner's summary comes last
 ifdef NEXTEST
 	@$(CARGO) test --release --workspace --doc --quiet
 	@$(CARGO) nextest run --release --workspace --no-fail-fast $(TEST_FLAGS)
@@ -79,6 +79,18 @@ check-output: build-tests test-models ## Prune glassllm and check the folders wi
 test-python: build-tests test-models ## The Python client: its stubs as proto/ gives them, its types, its tests against real services
 	@scripts/test_python.sh
 
+.PHONY: test-clients
+test-clients: build-tests test-models ## The clients in Go and Node: types, vet, runs against real services (fetches Go from Debian's packages, 95 MB)
+	@scripts/test_clients.sh
+
+.PHONY: soak
+soak: build test-models ## 200 small runs while 1,000 watch and strangers knock: memory, times, refusals (ten minutes; SOAK_ARGS="1000 --delete")
+	@scripts/soak.sh $(SOAK_ARGS)
+
+.PHONY: test-hosts
+test-hosts: build test-models ## Hosts as network namespaces, mTLS, each cut off for 30 s: the same digest (root, iproute2; HOSTS_ARGS="--cut unplugged")
+	@scripts/hosts.sh $(HOSTS_ARGS)
+
 .PHONY: test-fast
 test-fast: ## Only what needs no libtorch: types, planning, the contract, services without tensors
 	@$(CARGO) test --release -p types -p planning -p proto -p service -p coordinator $(TEST_FLAGS)
@@ -94,6 +106,7 @@ lint: setup ## Cargo.lock, fmt, clippy, cargo deny, buf: all without warnings
 	@$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	@scripts/deny.sh
 	@scripts/buf.sh lint
+	@scripts/buf_breaking.sh
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -116,6 +129,10 @@ verify-guide: build ## Run the blocks of docs/take-it-from-here.md that can run 
 golden: ## Make testdata/golden again with transformers + torch: a reviewed difference
 	@scripts/golden.sh
 
+.PHONY: proto-breaking
+proto-breaking: ## Whether proto/ breaks callers of the last tag (REF=... for another commit)
+	@scripts/buf_breaking.sh $(REF)
+
 # ---- measure ---------------------------------------------------------------------------------------------------------
 
 .PHONY: bench
@@ -135,6 +152,10 @@ quality-quick: build test-models ## Methods, shots and predictions on glassllm: 
 .PHONY: report-screenshot
 report-screenshot: build test-models ## Take the picture of a run's page, docs/report.png (needs Chromium)
 	@scripts/report_screenshot.sh
+
+.PHONY: bench-net
+bench-net: setup ## What moving factors costs over loopback, without and with TLS, beside a bare socket (GIB=1)
+	@$(CARGO) run --release -p e2e --example bench_net -- $(or $(GIB),1)
 
 .PHONY: bench-elements
 bench-elements: setup ## Time of scoring and updating a 4096 x 4096 layer of single weights, against the paper's groups

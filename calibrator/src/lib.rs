@@ -20,6 +20,8 @@ mod correct;
 mod error;
 mod grpc;
 mod job;
+#[doc(hidden)]
+pub mod measure;
 mod memory;
 mod session;
 mod shelf;

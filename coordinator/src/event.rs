@@ -24,6 +24,9 @@ pub enum Event {
     Created {
         /// What was asked for.
         spec: RunSpec,
+        /// Under which id, if its caller gave one.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        request_id: String,
     },
     /// A coordinator took the run over. Its predecessor, if it still lives, meets this record and stops.
     TakenOver {

@@ -1,26 +1,30 @@
 //! `CoordinatorService`, the public one: decode, call, encode.
 
 use crate::pool::Member;
-use crate::run::Run;
+use crate::run::{Outline, Run, StopCause};
 use crate::runs::{Coordinator, CreateError};
-use proto::convert::{required, run_name, run_of_name, worker_name, worker_of_name};
+use proto::InvalidMessage;
+use proto::convert::{
+    request_id, required, run_name, run_of_name, shot_name, shot_of_name, worker_name, worker_of_name,
+};
 use proto::v1;
 use proto::v1::coordinator_service_server::CoordinatorService;
 use service::status::{Reason, chain, invalid_message, spec_invalid};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
-use types::WorkerId;
+use types::{LayerReport, RunId, ShotReport, WorkerId};
 
 /// A stream that has said nothing for this long says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Progress is sent at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// Runs a page when the caller does not say.
+/// Items of a page when the caller does not say, and at most.
 const DEFAULT_PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
 
 type Events = Pin<Box<dyn Stream<Item = Result<v1::WatchRunResponse, Status>> + Send>>;
 
@@ -33,13 +37,14 @@ impl CoordinatorService for Coordinator {
         request: Request<v1::CreateRunRequest>,
     ) -> Result<Response<v1::CreateRunResponse>, Status> {
         let request = request.into_inner();
+        let request_id = request_id(request.request_id).map_err(|e| invalid_message(&e))?;
         let spec = required("spec", request.spec).map_err(|e| invalid_message(&e))?;
         let spec = spec.try_into().map_err(|e| spec_invalid(&e))?;
         if request.validate_only {
             let run = v1::Run { spec: Some(v1::RunSpec::from(spec)), ..v1::Run::default() };
             return Ok(Response::new(v1::CreateRunResponse { run: Some(run) }));
         }
-        let run = self.create(&request.request_id, spec).await.map_err(|e| create_status(&e))?;
+        let run = self.create(&request_id, spec).await.map_err(|e| create_status(&e))?;
         Ok(Response::new(v1::CreateRunResponse { run: Some(describe(&run)) }))
     }
 
@@ -50,9 +55,9 @@ impl CoordinatorService for Coordinator {
 
     async fn list_runs(&self, request: Request<v1::ListRunsRequest>) -> Result<Response<v1::ListRunsResponse>, Status> {
         let request = request.into_inner();
-        let page = usize::try_from(request.page_size).ok().filter(|n| *n > 0).unwrap_or(DEFAULT_PAGE).min(1000);
+        let page = usize::try_from(request.page_size).ok().filter(|n| *n > 0).unwrap_or(DEFAULT_PAGE).min(MAX_PAGE);
         let mut runs = self.all();
-        runs.sort_by(|a, b| (b.created_ms(), b.id()).cmp(&(a.created_ms(), a.id())));
+        runs.sort_by_key(|run| std::cmp::Reverse((run.outline().created_ms, run.id().clone())));
         let start = match request.page_token.as_str() {
             "" => 0,
             // The token is the last run of the page before.
@@ -66,7 +71,7 @@ impl CoordinatorService for Coordinator {
 
     async fn watch_run(&self, request: Request<v1::WatchRunRequest>) -> Result<Response<Self::WatchRunStream>, Status> {
         let request = request.into_inner();
-        let run = self.find(&request.name)?;
+        let run = self.whole(&request.name).await?;
         Ok(Response::new(Box::pin(watch(run, request.from_sequence))))
     }
 
@@ -132,11 +137,39 @@ impl CoordinatorService for Coordinator {
         Ok(Response::new(v1::DrainWorkerResponse { worker: Some(drained) }))
     }
 
+    async fn list_shots(
+        &self,
+        request: Request<v1::ListShotsRequest>,
+    ) -> Result<Response<v1::ListShotsResponse>, Status> {
+        let request = request.into_inner();
+        let run = self.whole(&request.parent).await?;
+        let shots = run.history(crate::report::shots);
+        let (shots, next_page_token) = page(shots, request.page_size, &request.page_token)?;
+        let shots = shots.into_iter().map(|shot| tell_shot(run.id(), shot)).collect();
+        Ok(Response::new(v1::ListShotsResponse { shots, next_page_token }))
+    }
+
+    async fn list_layers(
+        &self,
+        request: Request<v1::ListLayersRequest>,
+    ) -> Result<Response<v1::ListLayersResponse>, Status> {
+        let request = request.into_inner();
+        let (run, shot) = shot_of_name("parent", &request.parent).map_err(|e| invalid_message(&e))?;
+        let found =
+            self.whole(&run_name(&run)).await?.history(crate::report::shots).into_iter().find(|s| s.shot == shot);
+        let found = found.ok_or_else(|| {
+            Reason::RunNotFound.status(format!("run '{}' has no committed shot {shot} (yet)", run_name(&run)))
+        })?;
+        let (layers, next_page_token) = page(found.layers, request.page_size, &request.page_token)?;
+        let layers = layers.into_iter().map(tell_layer).collect();
+        Ok(Response::new(v1::ListLayersResponse { layers, next_page_token }))
+    }
+
     async fn get_run_report(
         &self,
         request: Request<v1::GetRunReportRequest>,
     ) -> Result<Response<v1::GetRunReportResponse>, Status> {
-        let run = self.find(&request.into_inner().name)?;
+        let run = self.whole(&request.into_inner().name).await?;
         let report = run.history(|h| crate::report::build(run.id(), run.spec(), h));
         let report =
             report.ok_or_else(|| Reason::ReportNotReady.status("the run is not prepared yet; ask again later"))?;
@@ -153,9 +186,51 @@ impl CoordinatorService for Coordinator {
     }
 }
 
+/// Returns a page of a list whose items keep their places, and the token of the next one.
+fn page<T>(items: Vec<T>, size: i32, token: &str) -> Result<(Vec<T>, String), Status> {
+    let bad = |field: &str, problem: &str| invalid_message(&InvalidMessage::new("request", field, problem));
+    let size = match usize::try_from(size) {
+        Ok(0) => DEFAULT_PAGE,
+        Ok(size) => size.min(MAX_PAGE),
+        Err(_) => return Err(bad("page_size", "is below 0")),
+    };
+    let start: usize = match token {
+        "" => 0,
+        token => token.parse().map_err(|_| bad("page_token", "is of no page"))?,
+    };
+    let all = items.len();
+    let found: Vec<T> = items.into_iter().skip(start).take(size).collect();
+    let end = start.saturating_add(found.len());
+    Ok((found, if end < all { end.to_string() } else { String::new() }))
+}
+
+fn tell_shot(run: &RunId, shot: ShotReport) -> v1::Shot {
+    v1::Shot {
+        name: shot_name(run, shot.shot),
+        limit: shot.limit,
+        sizes: Some(shot.sizes.into()),
+        threshold: shot.threshold,
+        calibration_loss: shot.calibration_loss,
+        predicted: shot.predicted,
+        held_out_loss: shot.evaluation.map(|evaluation| evaluation.loss),
+        taken_back: shot.taken_back,
+    }
+}
+
+fn tell_layer(layer: LayerReport) -> v1::LayerRemoval {
+    v1::LayerRemoval {
+        layer: layer.layer.into(),
+        removed: layer.removed,
+        left: layer.left,
+        predicted: layer.predicted,
+        damping_a: layer.damping.a.map(|used| used.lambda),
+        damping_g: layer.damping.g.map(|used| used.lambda),
+    }
+}
+
 impl Coordinator {
     fn workers(&self) -> Vec<v1::Worker> {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let show = |(worker, member, tasks): (WorkerId, Member, usize)| v1::Worker {
             name: worker_name(&worker),
             role: member.role as i32,
@@ -172,6 +247,12 @@ impl Coordinator {
         let id = run_of_name("name", name).map_err(|e| invalid_message(&e))?;
         self.get(&id).ok_or_else(|| Reason::RunNotFound.status(format!("there is no run '{name}' in this store")))
     }
+
+    /// Returns a run with everything that its journal says.
+    async fn whole(&self, name: &str) -> Result<Arc<Run>, Status> {
+        let run = self.find(name)?;
+        if run.is_folded() { self.unfold(&run).await.map_err(|e| e.status()) } else { Ok(run) }
+    }
 }
 
 fn create_status(error: &CreateError) -> Status {
@@ -184,17 +265,14 @@ fn create_status(error: &CreateError) -> Status {
 /// Returns a run as the API shows it.
 fn describe(run: &Run) -> v1::Run {
     let standing = run.standing();
-    let (shots_done, before, now) = run.history(|h| {
-        let done = h.shots_done();
-        (done, h.sizes(0), h.sizes(done))
-    });
+    let Outline { created_ms, shots_done, before, now } = run.outline();
     v1::Run {
         name: run_name(run.id()),
         spec: Some(run.spec().clone().into()),
         state: standing.state as i32,
         reason: standing.reason,
         reason_code: standing.code,
-        create_time: Some(timestamp(run.created_ms())),
+        create_time: Some(timestamp(created_ms)),
         shots_done,
         before: before.map(Into::into),
         now: now.map(Into::into),
@@ -225,6 +303,7 @@ async fn follow(
     use v1::run_event::Event as E;
     let mut changed = run.watch();
     let mut shown: Vec<v1::StageProgress> = Vec::new();
+    let mut told = Instant::now();
     let send = async |sequence: u64, time_ms: u64, event: E| {
         let event = v1::RunEvent { sequence, time: Some(timestamp(time_ms)), event: Some(event) };
         sender.send(Ok(v1::WatchRunResponse { event: Some(event) })).await
@@ -235,9 +314,10 @@ async fn follow(
         for record in run.records_from(next) {
             next = record.sequence + 1;
             send(record.sequence, record.time_ms, E::RecordJson(record.json)).await?;
+            told = Instant::now();
         }
         let now = crate::run::now_ms();
-        if !standing.is_active() && run.coordinator_stops.load(Ordering::Acquire) {
+        if !standing.is_active() && run.stop_cause() == Some(StopCause::Coordinator) {
             let status =
                 Reason::ShuttingDown.status("the coordinator stops; ask again, the run goes on with the next one");
             return sender.send(Err(status)).await;
@@ -249,13 +329,22 @@ async fn follow(
         let progress = run.progress();
         for stage in progress.iter().filter(|p| !shown.contains(p)) {
             send(0, now, E::Progress(*stage)).await?;
+            told = Instant::now();
         }
         shown = progress;
-        tokio::time::sleep(PROGRESS_EVERY).await;
-        // Progress of leased tasks changes without a ring, so the wait is short while there is any.
-        let wait = if shown.is_empty() { HEARTBEAT } else { PROGRESS_EVERY };
-        if tokio::time::timeout(wait, changed.changed()).await.is_err() && shown.is_empty() {
+        if told.elapsed() >= HEARTBEAT {
             send(0, now, E::Heartbeat(v1::Heartbeat {})).await?;
+            told = Instant::now();
+        }
+        let look_again = async {
+            tokio::time::sleep(PROGRESS_EVERY).await;
+            // Progress of leased tasks changes without a ring, so the wait is short while there is any.
+            let wait = if shown.is_empty() { HEARTBEAT.saturating_sub(told.elapsed()) } else { PROGRESS_EVERY };
+            let _ = tokio::time::timeout(wait, changed.changed()).await; // either way it is time
+        };
+        tokio::select! {
+            () = look_again => {}
+            () = sender.closed() => return Ok(()), // the caller is gone, and nothing may come to be sent
         }
     }
 }

@@ -31,10 +31,16 @@ pub(crate) fn build(run: &RunId, spec: &RunSpec, history: &History) -> Option<Ru
         shape_choice: history.shape_choice().cloned(),
         evaluation_before: evaluation(0),
         evaluation_after: evaluation(last),
-        shots: history.shots.keys().filter_map(|shot| shot_report(*shot, history, evaluation(*shot))).collect(),
+        shots: shots(history),
         kept: kept.collect(),
         warnings: warnings(prepared, history),
     })
+}
+
+/// Returns the committed shots of a run, the first first.
+pub(crate) fn shots(history: &History) -> Vec<ShotReport> {
+    let evaluation = |shot: u32| history.evaluations.get(&shot).map(|e: &Evaluated| e.evaluation.clone());
+    history.shots.keys().filter_map(|shot| shot_report(*shot, history, evaluation(*shot))).collect()
 }
 
 fn shot_report(shot: u32, history: &History, evaluation: Option<Evaluation>) -> Option<ShotReport> {

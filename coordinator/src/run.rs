@@ -10,12 +10,11 @@ use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
 use service::status::Reason;
 use service::store::Store;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use types::{RunId, RunSpec};
+use types::{RunId, RunSpec, Sizes};
 
 /// Where a run stands, besides what its journal says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +55,19 @@ pub struct Run {
     known: Mutex<Known>,
     changed: watch::Sender<u64>,
     pub(crate) stop: CancellationToken,
-    /// Whether a stop is the coordinator's own: who watches is to ask again, the run goes on with the next one.
-    pub(crate) coordinator_stops: AtomicBool,
-    /// Whether a stop is a caller's pause.
-    pub(crate) asked_to_pause: AtomicBool,
+    /// Set before `stop` fires, by who was first.
+    stop_cause: OnceLock<StopCause>,
+}
+
+/// Why a run was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StopCause {
+    /// A caller paused it: it stays paused under later coordinators.
+    Pause,
+    /// A caller cancelled it, for good.
+    Cancel,
+    /// The coordinator ends: who watches is to ask again, the run goes on with the next one.
+    Coordinator,
 }
 
 #[derive(Debug)]
@@ -69,6 +77,19 @@ struct Known {
     standing: Standing,
     /// Stages that count what they finish: (shot, stage) → (done, total).
     stage: Option<v1::StageProgress>,
+    /// Set when history and records were let go of.
+    outline: Option<Outline>,
+}
+
+/// What a list of runs tells of one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outline {
+    /// Milliseconds since 1970.
+    pub(crate) created_ms: u64,
+    pub(crate) shots_done: u32,
+    /// Size of the dense model, once it is known, and after the shots that are done.
+    pub(crate) before: Option<Sizes>,
+    pub(crate) now: Option<Sizes>,
 }
 
 impl Run {
@@ -88,7 +109,7 @@ impl Run {
             history.apply(event);
             stored.push(record);
         }
-        let known = Mutex::new(Known { history, records: stored, standing, stage: None });
+        let known = Mutex::new(Known { history, records: stored, standing, stage: None, outline: None });
         let (changed, _) = watch::channel(0);
         Self {
             id,
@@ -99,14 +120,49 @@ impl Run {
             known,
             changed,
             stop: CancellationToken::new(),
-            asked_to_pause: AtomicBool::new(false),
-            coordinator_stops: AtomicBool::new(false),
+            stop_cause: OnceLock::new(),
         }
+    }
+
+    /// Returns the run without its journal's content, which grows with the model and its shots: for runs that have ended and
+    /// are kept in mind until they are deleted.
+    pub(crate) fn folded(&self) -> Self {
+        let outline = Some(self.outline());
+        let (id, spec, standing) = (self.id.clone(), self.spec.clone(), self.standing());
+        let folded = Self::new(id, spec, self.store.clone(), self.pool.clone(), None, Vec::new(), standing);
+        folded.known().outline = outline;
+        folded
+    }
+
+    /// Says whether history and records are only in the store.
+    pub(crate) fn is_folded(&self) -> bool {
+        self.known().outline.is_some()
+    }
+
+    /// Returns what a list tells of the run.
+    pub(crate) fn outline(&self) -> Outline {
+        let known = self.known();
+        known.outline.unwrap_or_else(|| {
+            let (history, done) = (&known.history, known.history.shots_done());
+            let created_ms = known.records.first().map_or(0, |r| r.time_ms);
+            Outline { created_ms, shots_done: done, before: history.sizes(0), now: history.sizes(done) }
+        })
     }
 
     /// Returns the run's name.
     pub fn id(&self) -> &RunId {
         &self.id
+    }
+
+    /// Stops the run. Of several causes the first counts.
+    pub(crate) fn stop_for(&self, cause: StopCause) {
+        let _first = self.stop_cause.set(cause);
+        self.stop.cancel();
+    }
+
+    /// Returns why the run was stopped, if it was.
+    pub(crate) fn stop_cause(&self) -> Option<StopCause> {
+        self.stop_cause.get().copied()
     }
 
     /// Returns what was asked for.
@@ -146,11 +202,6 @@ impl Run {
         let known = self.known();
         let start = known.records.partition_point(|r| r.sequence < sequence);
         known.records[start..].to_vec()
-    }
-
-    /// Returns when the run was created, milliseconds since 1970.
-    pub(crate) fn created_ms(&self) -> u64 {
-        self.known().records.first().map_or(0, |r| r.time_ms)
     }
 
     /// Returns a receiver that is told of every change.

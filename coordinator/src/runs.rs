@@ -4,7 +4,7 @@ use crate::error::{Consequence, RunError};
 use crate::event::{Ending, Event, History};
 use crate::journal::{self, Journal, JournalError};
 use crate::pool::Pool;
-use crate::run::{Run, Standing, now_ms};
+use crate::run::{Run, Standing, StopCause, now_ms};
 use crate::shot::run_to_the_end;
 use proto::v1;
 use proto::v1::coordinator_service_server::CoordinatorServiceServer;
@@ -16,7 +16,6 @@ use service::server::{Peers, Server};
 use service::status::{Reason, chain};
 use service::store::{Store, StoreError};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -94,7 +93,8 @@ struct Shared {
     /// Part of every record we write: nobody else ever has it.
     writer: String,
     runs: Mutex<BTreeMap<RunId, Arc<Run>>>,
-    requests: Mutex<HashMap<String, (RunSpec, RunId)>>,
+    /// The digest of its specification and the run that answered it, by request id.
+    requests: Mutex<HashMap<String, (blake3::Hash, RunId)>>,
     libtorch: Mutex<Option<String>>,
     /// Serialises creation: two equal requests must not open one journal twice.
     creating: tokio::sync::Mutex<()>,
@@ -131,7 +131,7 @@ impl Coordinator {
     pub async fn resume_all(&self) {
         let mut stopped = self.all();
         stopped.retain(|run| run.standing().state == v1::RunState::Paused && !run.history(|h| h.paused));
-        stopped.sort_by_key(|run| run.created_ms());
+        stopped.sort_by_key(|run| run.outline().created_ms);
         for run in stopped {
             match self.resume(&run).await {
                 Ok(_) => tracing::info!(run = %run.id(), "run continued"),
@@ -166,8 +166,7 @@ impl Coordinator {
                 () = fenced.cancelled() => on_stop.cancel(),
             }
             for run in stopping.all() {
-                run.coordinator_stops.store(true, Ordering::Release);
-                stopping.halt(&run).await; // ends their watch streams, without which the server would wait
+                halt(&run, StopCause::Coordinator).await; // ends their watch streams, without which the server would wait
             }
         });
         let server = Server::new(deployment.peers).with_admin(admin);
@@ -218,22 +217,30 @@ impl Coordinator {
         let id = self.name_for(&spec);
         let run = match self.get(&id).filter(|r| r.standing().state != v1::RunState::Paused) {
             Some(run) => run,
-            None => self.start(id, spec.clone()).await?,
+            None => self.start(id, spec.clone(), request_id).await?,
         };
-        if !request_id.is_empty() {
-            let mut requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
-            if requests.len() >= MAX_REQUESTS {
-                requests.clear();
-            }
-            requests.insert(request_id.to_owned(), (spec, run.id().clone()));
-        }
+        self.remember(request_id, &spec, run.id().clone());
         Ok(run)
+    }
+
+    /// Remembers which run answered a request.
+    fn remember(&self, request_id: &str, spec: &RunSpec, run: RunId) {
+        if request_id.is_empty() {
+            return;
+        }
+        let mut requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.len() >= MAX_REQUESTS {
+            requests.clear();
+        }
+        requests.insert(request_id.to_owned(), (digest(spec), run));
     }
 
     fn answered(&self, request_id: &str, spec: &RunSpec) -> Result<Option<Arc<Run>>, CreateError> {
         let requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
         match requests.get(request_id) {
-            Some((before, _)) if before != spec => Err(CreateError::RequestIdReused { id: request_id.to_owned() }),
+            Some((before, _)) if *before != digest(spec) => {
+                Err(CreateError::RequestIdReused { id: request_id.to_owned() })
+            }
             Some((_, id)) => Ok(self.get(id)),
             None => Ok(None),
         }
@@ -248,20 +255,18 @@ impl Coordinator {
         if let Some(run) = self.all().iter().find(goes_on) {
             return run.id().clone();
         }
-        let json = serde_json::to_vec(spec).unwrap_or_default();
-        let digest = blake3::hash(&json).to_hex();
-        let base = format!("r-{}", &digest.as_str()[..16]);
+        let base = format!("r-{}", &digest(spec).to_hex().as_str()[..16]);
         let runs = self.runs();
         let names = (1..).map(|n: u32| if n == 1 { base.clone() } else { format!("{base}-{n}") });
         let mut ids = names.filter_map(|name| RunId::new(&name).ok());
         ids.find(|id| !runs.contains_key(id)).unwrap_or_else(|| unreachable!("there are more numbers than runs"))
     }
 
-    async fn start(&self, id: RunId, spec: RunSpec) -> Result<Arc<Run>, RunError> {
+    async fn start(&self, id: RunId, spec: RunSpec, request_id: &str) -> Result<Arc<Run>, RunError> {
         let shared = &self.shared;
         let (journal, mut records) = Journal::open(shared.store.clone(), id.clone(), shared.writer.clone()).await?;
         if records.is_empty() {
-            let event = Event::Created { spec: spec.clone() };
+            let event = Event::Created { spec: spec.clone(), request_id: request_id.to_owned() };
             match journal.append(&event, now_ms()).await {
                 Ok(stored) => records.push((stored, event)),
                 Err(JournalError::Fenced { .. }) => {} // another was quicker; the takeover reads what it wrote
@@ -289,20 +294,13 @@ impl Coordinator {
         let _one_at_a_time = self.shared.creating.lock().await;
         match self.get(run.id()) {
             Some(present) if present.standing().state != v1::RunState::Paused => Ok(present),
-            _ => self.start(run.id().clone(), run.spec().clone()).await,
+            _ => self.start(run.id().clone(), run.spec().clone(), "").await,
         }
     }
 
     /// Stops a run until a caller resumes it.
     pub(crate) async fn pause(&self, run: &Run) {
-        run.asked_to_pause.store(true, Ordering::Release);
-        self.halt(run).await;
-    }
-
-    /// Stops a run where it is: whoever opens the store next may go on with it.
-    async fn halt(&self, run: &Run) {
-        run.stop.cancel();
-        settled(run).await;
+        halt(run, StopCause::Pause).await;
     }
 
     /// Removes a run that is not under way, and everything it has in the store. Says whether it could.
@@ -318,14 +316,15 @@ impl Coordinator {
 
     /// Stops a run for good.
     pub(crate) async fn cancel(&self, run: &Arc<Run>) -> Result<(), RunError> {
-        self.halt(run).await;
+        halt(run, StopCause::Cancel).await;
         if run.standing().state != v1::RunState::Paused {
-            return Ok(()); // ended before
+            return Ok(()); // cancelled by who drove it, or ended before
         }
         let (journal, _) =
             Journal::open(self.shared.store.clone(), run.id().clone(), self.shared.writer.clone()).await?;
         journal.append(&Event::Cancelled, now_ms()).await?;
         run.set_standing(Standing::plain(v1::RunState::Cancelled));
+        self.shared.let_go(run);
         Ok(())
     }
 
@@ -344,11 +343,37 @@ impl Coordinator {
 
     /// Makes a run of the store known without driving it.
     fn look_at(&self, id: RunId, records: Vec<(journal::Stored, Event)>) {
-        let Some(Event::Created { spec }) = records.first().map(|(_, e)| e.clone()) else { return };
+        let Some(Event::Created { spec, request_id }) = records.first().map(|(_, e)| e.clone()) else { return };
+        self.remember(&request_id, &spec, id.clone());
         let (store, pool) = (self.shared.store.clone(), self.shared.pool.clone());
         let run = Run::new(id.clone(), spec, store, pool, None, records, Standing::plain(v1::RunState::Paused));
         run.set_standing(run.history(left_at));
-        self.runs().insert(id, Arc::new(run));
+        let run = Arc::new(run);
+        self.runs().insert(id, run.clone());
+        self.shared.let_go(&run);
+    }
+
+    /// Returns a folded run with its history and records, read again.
+    pub(crate) async fn unfold(&self, run: &Run) -> Result<Arc<Run>, RunError> {
+        let records = journal::replay(&self.shared.store, run.id()).await?;
+        let (store, pool) = (self.shared.store.clone(), self.shared.pool.clone());
+        let (id, spec, standing) = (run.id().clone(), run.spec().clone(), run.standing());
+        Ok(Arc::new(Run::new(id, spec, store, pool, None, records, standing)))
+    }
+}
+
+impl Shared {
+    /// Keeps no more than an outline of a run that has ended; who looks at it now still has the whole.
+    fn let_go(&self, run: &Arc<Run>) {
+        let ended =
+            matches!(run.standing().state, v1::RunState::Succeeded | v1::RunState::Failed | v1::RunState::Cancelled);
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended
+            && let Some(kept) = runs.get_mut(run.id())
+            && Arc::ptr_eq(kept, run)
+        {
+            *kept = Arc::new(run.folded());
+        }
     }
 }
 
@@ -386,7 +411,7 @@ async fn drive(run: Arc<Run>, shared: Arc<Shared>) {
         Err(error) => {
             let (code, reason) = (error.reason().name().to_owned(), chain(&error));
             match error.consequence() {
-                Consequence::Pause => pause_standing(&run, reason, code).await,
+                Consequence::Pause => stopped_standing(&run, reason, code).await,
                 Consequence::Fail => {
                     let event = Event::Failed { code: code.clone(), reason: reason.clone() };
                     conclude(&run, event, Standing { state: v1::RunState::Failed, reason, code }).await
@@ -395,6 +420,7 @@ async fn drive(run: Arc<Run>, shared: Arc<Shared>) {
         }
     };
     run.set_standing(standing);
+    shared.let_go(&run);
 }
 
 /// Waits for a run's turn, then carries it out.
@@ -410,15 +436,24 @@ async fn in_turn(run: &Run, turns: &Semaphore) -> Result<(), RunError> {
     run_to_the_end(run).await
 }
 
-/// Returns where a run stands that pauses. If a caller asked for it, it stays paused under later coordinators as well.
-async fn pause_standing(run: &Run, reason: String, code: String) -> Standing {
-    if !run.asked_to_pause.load(Ordering::Acquire) {
-        return Standing { state: v1::RunState::Paused, reason, code };
+/// Stops a run, and waits until nobody drives it any more.
+async fn halt(run: &Run, cause: StopCause) {
+    run.stop_for(cause);
+    settled(run).await;
+}
+
+/// Returns where a run stands that does not go on, after journalling what a caller asked for.
+async fn stopped_standing(run: &Run, reason: String, code: String) -> Standing {
+    match run.stop_cause() {
+        Some(StopCause::Cancel) => conclude(run, Event::Cancelled, Standing::plain(v1::RunState::Cancelled)).await,
+        Some(StopCause::Pause) => {
+            if let Err(error) = run.record(Event::Paused).await {
+                tracing::warn!(run = %run.id(), error = chain(&error), "the pause is not in the journal");
+            }
+            Standing::paused()
+        }
+        Some(StopCause::Coordinator) | None => Standing { state: v1::RunState::Paused, reason, code },
     }
-    if let Err(error) = run.record(Event::Paused).await {
-        tracing::warn!(run = %run.id(), error = chain(&error), "the pause is not in the journal");
-    }
-    Standing::paused()
 }
 
 /// Journals a run's end. If that fails the run is not ended but paused: what is not durable did not happen.
@@ -449,6 +484,11 @@ async fn expire(pool: Arc<Pool>, shutdown: CancellationToken) {
             _ = tick.tick() => pool.expire(),
         }
     }
+}
+
+/// Returns what tells specifications apart.
+fn digest(spec: &RunSpec) -> blake3::Hash {
+    blake3::hash(&serde_json::to_vec(spec).unwrap_or_default()) // plain numbers and texts always fit
 }
 
 /// Returns bits that differ between processes started in the same millisecond under the same number (containers).

@@ -14,6 +14,7 @@ use service::status;
 use service::store::Store;
 use service::transport::{Connector, MemoryNetwork};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use types::{
     Checkpoint, CostHistogram, DataDescription, FactorDamping, LayerId, LayerState, ModelDescription, PathStep,
@@ -511,6 +512,73 @@ async fn a_paused_run_continues_and_a_cancelled_one_does_not() {
     assert_eq!(found.state(), v1::RunState::Cancelled, "an end is durable");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn shots_and_layers_are_listed_page_by_page_as_the_report_says() {
+    let site = site(Store::memory(), true).await;
+    let created = site.create(spec()).await;
+    site.watch(&created.name).await;
+    let report = site.report(&created.name).await;
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListShotsRequest { parent: created.name.clone(), page_size: 2, page_token };
+        let page = site.client().list_shots(request).await.unwrap().into_inner();
+        assert!(page.shots.len() <= 2);
+        names.extend(page.shots.into_iter().map(|shot| (shot.name, shot.predicted)));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let told = report.shots.iter().map(|s| (format!("{}/shots/{}", created.name, s.shot), s.predicted));
+    assert_eq!(names, told.collect::<Vec<_>>());
+    let request = v1::ListLayersRequest { parent: names[0].0.clone(), ..v1::ListLayersRequest::default() };
+    let layers = site.client().list_layers(request).await.unwrap().into_inner().layers;
+    let told = report.shots[0].layers.iter().map(|layer| (layer.layer.to_string(), layer.removed));
+    assert_eq!(layers.into_iter().map(|l| (l.layer, l.removed)).collect::<Vec<_>>(), told.collect::<Vec<_>>());
+    for parent in ["runs/x", "runs/x/shots/1", &format!("{}/shots/9", created.name)] {
+        let request = v1::ListLayersRequest { parent: parent.into(), ..v1::ListLayersRequest::default() };
+        assert!(site.client().list_layers(request).await.is_err(), "{parent}");
+    }
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_has_ended_is_told_of_as_before() {
+    let site = site(Store::memory(), true).await;
+    let created = site.create(spec()).await;
+    let (ended, records) = site.watch(&created.name).await;
+    let report = site.report(&created.name).await;
+    // By now the coordinator has let go of what the journal says.
+    for reader in [&site, &self::site(site.store.clone(), false).await] {
+        let (again, read_again) = reader.watch(&created.name).await;
+        assert_eq!(read_again, records);
+        assert_eq!(again, ended);
+        assert_eq!(reader.report(&created.name).await, report);
+        let listed = reader.client().list_runs(v1::ListRunsRequest::default()).await.unwrap().into_inner().runs;
+        assert_eq!(listed, std::slice::from_ref(&ended));
+    }
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_a_run_that_is_cancelled_hears_of_that_and_of_no_pause() {
+    let site = site(Store::memory(), false).await;
+    let created = site.create(spec()).await;
+    let watch = v1::WatchRunRequest { name: created.name.clone(), from_sequence: 1 };
+    let mut stream = site.client().watch_run(watch).await.unwrap().into_inner();
+    stream.message().await.unwrap();
+    let cancel = v1::CancelRunRequest { name: created.name, ..v1::CancelRunRequest::default() };
+    site.client().cancel_run(cancel).await.unwrap();
+    let ended = loop {
+        let event = stream.message().await.unwrap().unwrap().event.unwrap().event.unwrap();
+        if let v1::run_event::Event::Ended(run) = event {
+            break run;
+        }
+    };
+    assert_eq!(ended.state(), v1::RunState::Cancelled);
+    site.stop.cancel();
+}
+
 /// Registers a worker and leases one task, the first that comes.
 async fn lease_by_hand(site: &Site) -> v1::Task {
     let mut client = WorkerServiceClient::new(site.channel.clone());
@@ -558,6 +626,41 @@ async fn a_request_id_answers_once_and_refuses_another_body() {
     assert_eq!(ask(spec()).await.unwrap().into_inner().run.unwrap().name, first.name);
     let refused = ask(RunSpec { shots: 4, ..spec() }).await.unwrap_err();
     assert_eq!(status::reason_of(&refused), Some(status::Reason::RequestIdReused));
+    site.stop.cancel();
+    let next = self::site(site.store.clone(), false).await;
+    let spec = Some(RunSpec { shots: 4, ..spec() }.into());
+    let request = v1::CreateRunRequest { request_id: "one".into(), spec, validate_only: false };
+    let refused = next.client().create_run(request).await.unwrap_err();
+    assert_eq!(status::reason_of(&refused), Some(status::Reason::RequestIdReused), "the next coordinator remembers");
+    next.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_request_id_is_refused_as_ids_are_remembered() {
+    let site = site(Store::memory(), false).await;
+    let (request_id, spec) = ("x".repeat(129), Some(spec().into()));
+    let request = v1::CreateRunRequest { request_id, spec, validate_only: false };
+    let refused = site.client().create_run(request).await.unwrap_err();
+    assert_eq!(status::reason_of(&refused), Some(status::Reason::MessageInvalid));
+    site.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_stands_still_says_that_it_lives() {
+    let site = site(Store::memory(), false).await;
+    let created = site.create(spec()).await;
+    lease_by_hand(&site).await; // its progress is shown, and stays as it is
+    let request = v1::WatchRunRequest { name: created.name, from_sequence: 1 };
+    let mut stream = site.client().watch_run(request).await.unwrap().into_inner();
+    let start = tokio::time::Instant::now();
+    loop {
+        let event = stream.message().await.unwrap().unwrap().event.unwrap().event.unwrap();
+        if matches!(event, v1::run_event::Event::Heartbeat(_)) {
+            break;
+        }
+    }
+    // Before the lease expires, for then no progress is shown any more.
+    assert!(start.elapsed() < Duration::from_secs(17), "{:?}", start.elapsed());
     site.stop.cancel();
 }
 

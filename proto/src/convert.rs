@@ -8,7 +8,9 @@ mod worker;
 use std::fmt;
 use types::{InvalidId, LayerId, RunId, Violation, WorkerId};
 
-pub use run::{run_name, run_of_name, spec_without_data, spec_without_end, worker_name, worker_of_name};
+pub use run::{
+    run_name, run_of_name, shot_name, shot_of_name, spec_without_data, spec_without_end, worker_name, worker_of_name,
+};
 
 /// Longest path, glob or resource name, in bytes.
 pub const MAX_TEXT: usize = 4096;
@@ -22,6 +24,9 @@ pub const MAX_LAYERS: usize = 64;
 pub const MAX_UNITS: usize = 1 << 20;
 /// Largest size, in weights or bytes: sums over a model stay far from the end of `u64`.
 pub const MAX_SIZE: u64 = 1 << 50;
+
+/// Longest request id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
 
 /// A message that cannot be taken: what is wrong with which of its fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +71,11 @@ pub fn required<T>(field: &str, value: Option<T>) -> Result<T, InvalidMessage> {
 /// Returns an enum in a request; the unspecified value and unknown ones are refused.
 pub fn known<W: TryFrom<i32>>(field: &str, value: i32) -> Result<W, InvalidMessage> {
     REQUEST.known(field, value)
+}
+
+/// Returns the id that its caller gave a request, empty for none.
+pub fn request_id(value: String) -> Result<String, InvalidMessage> {
+    REQUEST.short("request_id", value, MAX_REQUEST_ID)
 }
 
 /// Returns the worker that a request names.

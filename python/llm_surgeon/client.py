@@ -170,6 +170,27 @@ class Client(Connection):
         report: dict[str, Any] = json.loads(self.call(self._stub.GetRunReport, request).report_json)
         return report
 
+    def shots(self, name: str) -> Iterator[messages.Shot]:
+        """Returns a run's committed shots, the first first."""
+        token = ""
+        while True:
+            request = messages.ListShotsRequest(parent=_resource(name), page_token=token)
+            page = self.call(self._stub.ListShots, request)
+            yield from page.shots
+            token = page.next_page_token
+            if not token:
+                return
+
+    def layers(self, shot: str) -> Iterator[messages.LayerRemoval]:
+        """Returns what one shot, by its name, took from each layer."""
+        token = ""
+        while True:
+            page = self.call(self._stub.ListLayers, messages.ListLayersRequest(parent=shot, page_token=token))
+            yield from page.layers
+            token = page.next_page_token
+            if not token:
+                return
+
     def pause(self, name: str) -> run_pb2.Run:
         """Stops a run until it is resumed."""
         request = messages.PauseRunRequest(request_id=request_id(), name=_resource(name))

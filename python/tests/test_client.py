@@ -71,6 +71,10 @@ def test_a_run_is_submitted_followed_to_its_end_and_told_of(cluster: Cluster) ->
         assert numbers == list(range(1, len(numbers) + 1)), "every record once, in order"
         report = client.report(run.name)
         assert report["format"] >= 1 and (cluster.folder / "out/model.safetensors").is_file()
+        shots = list(client.shots(run.name))
+        assert [shot.predicted for shot in shots] == [shot["predicted"] for shot in report["shots"]]
+        layers = list(client.layers(shots[0].name))
+        assert [layer.removed for layer in layers] == [layer["removed"] for layer in report["shots"][0]["layers"]]
         assert {worker.name for worker in client.workers()} == {"workers/calibrator", "workers/surgeon"}
         assert [found.name for found in client.runs()] == [run.name]
         client.delete(run.name)

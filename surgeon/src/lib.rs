@@ -21,6 +21,8 @@ mod error;
 mod gather;
 mod grpc;
 mod job;
+#[doc(hidden)]
+pub mod measure;
 mod plan;
 mod pull;
 mod receive;

@@ -14,6 +14,7 @@ use service::Wire;
 use service::keys;
 use service::{Connector, RequestIds, Store};
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -225,10 +226,20 @@ impl Puller {
         let mut client = CalibratorServiceClient::new(self.connector.bulk_channel(endpoint)?)
             .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
         let mut control = CalibratorServiceClient::new(self.connector.channel(endpoint)?);
-        let mut stream = self.open(&mut client, generation, missing, receiving.as_ref()).await?;
+        // Who has lost the shard has nothing more for us, and may be cut off without our connection showing it.
+        let mut moved = pin!(self.moved(endpoint, generation));
+        let mut stream = tokio::select! {
+            opened = self.open(&mut client, generation, missing, receiving.as_ref()) => opened?,
+            () = &mut moved => return Ok(Ended::Silent),
+        };
         loop {
             // A call's deadline ends with the response head; the body needs its own.
-            let Ok(message) = tokio::time::timeout(IDLE, stream.message()).await else { return Ok(Ended::Silent) };
+            let message = tokio::select! {
+                biased; // what has come is taken
+                message = tokio::time::timeout(IDLE, stream.message()) => message,
+                () = &mut moved => return Ok(Ended::Silent),
+            };
+            let Ok(message) = message else { return Ok(Ended::Silent) };
             let part = match message.map_err(|s| Error::Calibrator(Box::new(s)))? {
                 None => return Ok(Ended::Complete),
                 Some(v1::StreamFactorsResponse { part: None }) => continue,
@@ -251,6 +262,15 @@ impl Puller {
                     }
                 }
             }
+        }
+    }
+
+    /// Returns once the shard's factors come from elsewhere.
+    async fn moved(&self, endpoint: &str, generation: Generation) {
+        let (mut plan, shard) = (self.plan.clone(), self.key.shard);
+        let present = Source::Running { endpoint: endpoint.to_owned(), generation };
+        if plan.wait_for(|plan| plan.source(shard) != present).await.is_err() {
+            std::future::pending::<()>().await; // nobody follows the plan any more: whoever pulls is about to be dropped
         }
     }
 

@@ -95,7 +95,7 @@ impl History {
     /// Adds one event. Later events of the same step replace earlier ones, so that a repeated step does no harm.
     pub fn apply(&mut self, event: Event) {
         match event {
-            Event::Created { spec } => self.spec = Some(spec),
+            Event::Created { spec, .. } => self.spec = Some(spec),
             Event::TakenOver { epoch } => {
                 self.epoch = epoch;
                 self.paused = false;

@@ -9,7 +9,7 @@ mod request;
 pub(crate) use check::{missing_data, output_parent, state_folder};
 pub(crate) use command::command;
 pub(crate) use follow::{Follower, run_id};
-pub(crate) use journal::{Journal, journal_of};
+pub(crate) use journal::{Journal, journal_of, journal_so_far};
 pub(crate) use request::{absolute, spec, unchecked, usual_seq_len};
 
 use crate::args::{MachineArgs, PruneArgs};

@@ -7,7 +7,7 @@ use crate::error::CliError;
 use crate::local::{Client, call, each_run, message_thread};
 use crate::output::{print, print_json, print_line};
 use crate::progress::Display;
-use crate::prune::{self, Follower, run_id};
+use crate::prune::{self, Follower, Journal, journal_so_far, run_id};
 use model::ModelFolder;
 use proto::v1;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
@@ -94,6 +94,11 @@ pub(crate) fn watch(args: &WatchArgs) -> Result<(), CliError> {
     })
 }
 
+/// Returns what is known of a run by now.
+pub(crate) fn journal(args: &RemoteArgs, run: &str) -> Result<Journal, CliError> {
+    connected(args, async |client| journal_so_far(&client, &resource(run)).await)
+}
+
 /// Follows a run to its end and says where the result is.
 async fn follow(client: Client, run: &v1::Run, display: Display, json: bool) -> Result<(), CliError> {
     let signals = Shutdown::on_signals().map_err(|source| CliError::Setup { what: "listen for signals", source })?;
@@ -161,7 +166,7 @@ pub(crate) fn workers(args: &WorkersArgs) -> Result<(), CliError> {
 }
 
 /// Does something with a client of the coordinator.
-fn connected(args: &RemoteArgs, work: impl AsyncFnOnce(Client) -> Result<(), CliError>) -> Result<(), CliError> {
+fn connected<T>(args: &RemoteArgs, work: impl AsyncFnOnce(Client) -> Result<T, CliError>) -> Result<T, CliError> {
     let usage = |error: &dyn std::error::Error| CliError::Usage(service::status::chain(error));
     let tls = Tls::open_caller(&args.tls).map_err(|e| usage(&e))?;
     let token = args.token_file.as_deref().map(TokenFile::open).transpose().map_err(|e| usage(&e))?;

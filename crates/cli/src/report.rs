@@ -20,6 +20,7 @@ use crate::args::ReportArgs;
 use crate::error::CliError;
 use crate::output::print_line;
 use crate::prune::{Journal, absolute, journal_of};
+use crate::remote;
 use crate::summary::Timeline;
 use coordinator::event::{History, Prepared};
 use minijinja::syntax::SyntaxConfig;
@@ -59,8 +60,19 @@ impl Source<'_> {
 
 /// Makes the page of a run again.
 pub(crate) fn run(args: &ReportArgs) -> Result<(), CliError> {
-    let state = absolute("STATE", &args.state)?;
-    let journal = journal_of(Path::new(&state), args.run.as_deref())?;
+    let (journal, state) = match (&args.state, &args.run) {
+        (Some(state), run) => {
+            let state = absolute("STATE", state)?;
+            (journal_of(Path::new(&state), run.as_deref())?, state)
+        }
+        (None, Some(run)) => {
+            let journal = remote::journal(&args.remote, run)?;
+            // Where a run on this machine would keep its state.
+            let state = journal.history.spec.as_ref().map(|spec| format!("{}.state", spec.output));
+            (journal, state.unwrap_or_default())
+        }
+        (None, None) => unreachable!("one of the two is required"),
+    };
     let html = render(&journal, &journal.history, &state)?;
     let path = match &args.out {
         Some(path) => path.clone(),

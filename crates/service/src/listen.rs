@@ -1,7 +1,7 @@
 //! Where a service listens between processes: TCP, with TLS or, where that is allowed, without; Unix sockets.
 //!
 //! Without TLS it listens on loopback and Unix sockets only, unless somebody insists. Handshakes are bounded in number and
-//! time and hold up nobody else.
+//! time and hold up nobody else; so is the opening of HTTP/2, after which silent connections are probed.
 
 use crate::tls::Tls;
 use std::io;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +24,10 @@ use tonic::transport::server::Connected;
 const HANDSHAKES: usize = 64;
 /// How long one may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller may take to open HTTP/2.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What it must send for that, in bytes.
+const PREFACE_BYTES: usize = 24;
 /// Connections that wait to be served.
 const BACKLOG: usize = 64;
 /// Pause after the system refused a connection, for instance because there are too many.
@@ -174,7 +179,7 @@ impl Listener {
                         });
                     }
                     (Ok(plain), _) => {
-                        if ready.send(Ok(Connection::from(plain))).await.is_err() {
+                        if ready.send(Ok(Socket::from(plain).into())).await.is_err() {
                             return;
                         }
                     }
@@ -222,7 +227,7 @@ async fn remove_dead(path: &Path) -> io::Result<()> {
 async fn shake_hands(acceptor: TlsAcceptor, stream: TcpStream, ready: &mpsc::Sender<io::Result<Connection>>) {
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(secured)) => {
-            let _ = ready.send(Ok(Connection::Tls(Box::new(secured)))).await; // nobody serves any more
+            let _ = ready.send(Ok(Socket::Tls(Box::new(secured)).into())).await; // nobody serves any more
         }
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -234,7 +239,7 @@ enum Plaintext {
     Unix(UnixStream),
 }
 
-impl From<Plaintext> for Connection {
+impl From<Plaintext> for Socket {
     fn from(plain: Plaintext) -> Self {
         match plain {
             Plaintext::Tcp(stream) => Self::Tcp(stream),
@@ -245,13 +250,31 @@ impl From<Plaintext> for Connection {
 
 /// One connection.
 #[derive(Debug)]
-pub enum Connection {
-    /// Without TLS.
+pub struct Connection {
+    socket: Socket,
+    /// Nothing once HTTP/2 is open.
+    opening: Option<Opening>,
+}
+
+/// A caller that has not opened HTTP/2 yet.
+#[derive(Debug)]
+struct Opening {
+    until: Pin<Box<Sleep>>,
+    missing: usize,
+}
+
+#[derive(Debug)]
+enum Socket {
     Tcp(TcpStream),
-    /// On this host.
     Unix(UnixStream),
-    /// With TLS.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl From<Socket> for Connection {
+    fn from(socket: Socket) -> Self {
+        let until = Box::pin(tokio::time::sleep(PREFACE_TIMEOUT));
+        Self { socket, opening: Some(Opening { until, missing: PREFACE_BYTES }) }
+    }
 }
 
 /// What is known of who calls; in the extensions of every request that came over a [`Connection`].
@@ -265,46 +288,57 @@ impl Connected for Connection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) => Caller { certified: false },
+        match &self.socket {
+            Socket::Tcp(_) | Socket::Unix(_) => Caller { certified: false },
             // A certificate that does not check out fails the handshake.
-            Self::Tls(stream) => Caller { certified: stream.get_ref().1.peer_certificates().is_some() },
+            Socket::Tls(stream) => Caller { certified: stream.get_ref().1.peer_certificates().is_some() },
         }
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        let connection = self.get_mut();
+        let before = buffer.filled().len();
+        let read = match &mut connection.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        let Some(opening) = &mut connection.opening else { return read };
+        if read.is_pending() && opening.until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        opening.missing = opening.missing.saturating_sub(buffer.filled().len() - before);
+        if opening.missing == 0 {
+            connection.opening = None;
+        }
+        read
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Socket::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -217,6 +217,23 @@ async fn callers_that_stall_in_the_handshake_hold_up_nobody() {
 }
 
 #[tokio::test]
+async fn callers_that_never_open_http_2_are_let_go() {
+    let server = serve(None, Guard::open()).await;
+    let address = server.endpoint.trim_start_matches("http://").to_owned();
+    let mut callers = Vec::new();
+    for opening in [&b""[..], b"PRI * HTTP"] {
+        let mut caller = tokio::net::TcpStream::connect(&address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut caller, opening).await.unwrap();
+        callers.push(caller);
+    }
+    for caller in &mut callers {
+        let mut said = Vec::new(); // the server's own opening
+        let ended = tokio::time::timeout(Duration::from_secs(15), caller.read_to_end(&mut said)).await;
+        assert!(ended.is_ok(), "the connection is still open");
+    }
+}
+
+#[tokio::test]
 async fn a_unix_socket_of_a_dead_service_is_taken_over_and_one_in_use_is_not() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("a.sock");

@@ -21,6 +21,18 @@ pub fn run_of_name(field: &str, name: &str) -> Result<RunId, InvalidMessage> {
     REQUEST.run(field, id)
 }
 
+/// Returns the resource name of a shot.
+pub fn shot_name(run: &RunId, shot: u32) -> String {
+    format!("runs/{run}/shots/{shot}")
+}
+
+/// Returns the run and the shot that a request names by its resource name `runs/{run}/shots/{shot}`.
+pub fn shot_of_name(field: &str, name: &str) -> Result<(RunId, u32), InvalidMessage> {
+    let bad = || REQUEST.bad(field, "is not of the form runs/{run}/shots/{shot}");
+    let (run, shot) = name.split_once("/shots/").ok_or_else(bad)?;
+    Ok((run_of_name(field, run)?, shot.parse().map_err(|_| bad())?))
+}
+
 /// Returns a worker's resource name.
 pub fn worker_name(worker: &WorkerId) -> String {
     format!("workers/{worker}")

@@ -538,6 +538,223 @@ class Worker(_message.Message):
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
+class ListShotsRequest(_message.Message):
+    """Asks for a page of shots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`runs/{run}`."""
+    page_size: _builtins.int
+    """At most this many; 0 for 100."""
+    page_token: _builtins.str
+    """From the page before."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShotsRequest: _TypeAlias = ListShotsRequest  # noqa: Y015
+
+@_typing.final
+class ListShotsResponse(_message.Message):
+    """A page of shots, the first shot first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHOTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def shots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shot]: ...
+    def __init__(
+        self,
+        *,
+        shots: _abc.Iterable[Global___Shot] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "shots", b"shots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShotsResponse: _TypeAlias = ListShotsResponse  # noqa: Y015
+
+@_typing.final
+class Shot(_message.Message):
+    """One committed shot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    CALIBRATION_LOSS_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LOSS_FIELD_NUMBER: _builtins.int
+    TAKEN_BACK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}/shots/{shot}`."""
+    limit: _builtins.int
+    """Largest size allowed after it, in the target's figure."""
+    threshold: _builtins.float
+    """Cost per freed weight at the cut, nats per token; absent where a width was chosen instead."""
+    calibration_loss: _builtins.float
+    """Mean loss on the calibration data before it, nats per token."""
+    predicted: _builtins.float
+    """Predicted rise of the loss, nats per token."""
+    held_out_loss: _builtins.float
+    """Loss on the held-out data after it, if it was measured."""
+    taken_back: _builtins.int
+    """How often it was taken back and cut less deep."""
+    @_builtins.property
+    def sizes(self) -> _run_pb2.Sizes:
+        """Size after it."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        sizes: _run_pb2.Sizes | None = ...,
+        threshold: _builtins.float | None = ...,
+        calibration_loss: _builtins.float = ...,
+        predicted: _builtins.float = ...,
+        held_out_loss: _builtins.float | None = ...,
+        taken_back: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss", b"_held_out_loss", "_threshold", b"_threshold", "held_out_loss", b"held_out_loss", "sizes", b"sizes", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_out_loss", b"_held_out_loss", "_threshold", b"_threshold", "calibration_loss", b"calibration_loss", "held_out_loss", b"held_out_loss", "limit", b"limit", "name", b"name", "predicted", b"predicted", "sizes", b"sizes", "taken_back", b"taken_back", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_out_loss: _TypeAlias = _typing.Literal["held_out_loss"]  # noqa: Y015
+    _WhichOneofArgType__held_out_loss: _TypeAlias = _typing.Literal["_held_out_loss", b"_held_out_loss"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_loss) -> _WhichOneofReturnType__held_out_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___Shot: _TypeAlias = Shot  # noqa: Y015
+
+@_typing.final
+class ListLayersRequest(_message.Message):
+    """Asks for a page of layers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`runs/{run}/shots/{shot}`."""
+    page_size: _builtins.int
+    """At most this many; 0 for 100."""
+    page_token: _builtins.str
+    """From the page before."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLayersRequest: _TypeAlias = ListLayersRequest  # noqa: Y015
+
+@_typing.final
+class ListLayersResponse(_message.Message):
+    """A page of layers, in the order of the forward pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerRemoval]: ...
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___LayerRemoval] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLayersResponse: _TypeAlias = ListLayersResponse  # noqa: Y015
+
+@_typing.final
+class LayerRemoval(_message.Message):
+    """What one shot took from one layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    DAMPING_A_FIELD_NUMBER: _builtins.int
+    DAMPING_G_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    removed: _builtins.int
+    """Units removed in this shot, and left after it."""
+    left: _builtins.int
+    predicted: _builtins.float
+    """Predicted rise of the loss, nats per token."""
+    damping_a: _builtins.float
+    """Damping used; absent where a factor was not."""
+    damping_g: _builtins.float
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        removed: _builtins.int = ...,
+        left: _builtins.int = ...,
+        predicted: _builtins.float = ...,
+        damping_a: _builtins.float | None = ...,
+        damping_g: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a", "_damping_g", b"_damping_g", "damping_a", b"damping_a", "damping_g", b"damping_g"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a", "_damping_g", b"_damping_g", "damping_a", b"damping_a", "damping_g", b"damping_g", "layer", b"layer", "left", b"left", "predicted", b"predicted", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__damping_a: _TypeAlias = _typing.Literal["damping_a"]  # noqa: Y015
+    _WhichOneofArgType__damping_a: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a"]  # noqa: Y015
+    _WhichOneofReturnType__damping_g: _TypeAlias = _typing.Literal["damping_g"]  # noqa: Y015
+    _WhichOneofArgType__damping_g: _TypeAlias = _typing.Literal["_damping_g", b"_damping_g"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_a) -> _WhichOneofReturnType__damping_a | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_g) -> _WhichOneofReturnType__damping_g | None: ...
+
+Global___LayerRemoval: _TypeAlias = LayerRemoval  # noqa: Y015
+
+@_typing.final
 class GetRunReportRequest(_message.Message):
     """Asks for a report."""
 

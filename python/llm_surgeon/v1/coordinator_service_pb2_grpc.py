@@ -85,6 +85,16 @@ class CoordinatorServiceStub:
                 request_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ListShots = channel.unary_unary(
+                '/llm_surgeon.v1.CoordinatorService/ListShots',
+                request_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListShotsRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListShotsResponse.FromString,
+                _registered_method=True)
+        self.ListLayers = channel.unary_unary(
+                '/llm_surgeon.v1.CoordinatorService/ListLayers',
+                request_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListLayersRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListLayersResponse.FromString,
+                _registered_method=True)
         self.GetRunReport = channel.unary_unary(
                 '/llm_surgeon.v1.CoordinatorService/GetRunReport',
                 request_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.GetRunReportRequest.SerializeToString,
@@ -171,6 +181,20 @@ class CoordinatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListShots(self, request, context):
+        """Returns the committed shots of a run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLayers(self, request, context):
+        """Returns what went from each layer in one shot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRunReport(self, request, context):
         """Returns the report of a run, as far as it has come.
         """
@@ -237,6 +261,16 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.DrainWorkerRequest.FromString,
                     response_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ListShots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShots,
+                    request_deserializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListShotsRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListShotsResponse.SerializeToString,
+            ),
+            'ListLayers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLayers,
+                    request_deserializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListLayersRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListLayersResponse.SerializeToString,
             ),
             'GetRunReport': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRunReport,
@@ -520,6 +554,60 @@ class CoordinatorService:
             '/llm_surgeon.v1.CoordinatorService/DrainWorker',
             llm__surgeon_dot_v1_dot_coordinator__service__pb2.DrainWorkerRequest.SerializeToString,
             llm__surgeon_dot_v1_dot_coordinator__service__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.CoordinatorService/ListShots',
+            llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListShotsRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListShotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLayers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.CoordinatorService/ListLayers',
+            llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListLayersRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_coordinator__service__pb2.ListLayersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,10 @@ class CoordinatorServiceStub:
     """Returns the workers that have been heard of lately."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_coordinator_service_pb2.DrainWorkerRequest, _coordinator_service_pb2.DrainWorkerResponse]
     """Gives a worker no more tasks; it may be stopped once it holds none."""
+    ListShots: _grpc.UnaryUnaryMultiCallable[_coordinator_service_pb2.ListShotsRequest, _coordinator_service_pb2.ListShotsResponse]
+    """Returns the committed shots of a run."""
+    ListLayers: _grpc.UnaryUnaryMultiCallable[_coordinator_service_pb2.ListLayersRequest, _coordinator_service_pb2.ListLayersResponse]
+    """Returns what went from each layer in one shot."""
     GetRunReport: _grpc.UnaryUnaryMultiCallable[_coordinator_service_pb2.GetRunReportRequest, _coordinator_service_pb2.GetRunReportResponse]
     """Returns the report of a run, as far as it has come."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_coordinator_service_pb2.GetServerInfoRequest, _coordinator_service_pb2.GetServerInfoResponse]
@@ -83,6 +87,10 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     """Returns the workers that have been heard of lately."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.DrainWorkerRequest, _coordinator_service_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Gives a worker no more tasks; it may be stopped once it holds none."""
+    ListShots: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.ListShotsRequest, _coordinator_service_pb2.ListShotsResponse]  # type: ignore[assignment]
+    """Returns the committed shots of a run."""
+    ListLayers: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.ListLayersRequest, _coordinator_service_pb2.ListLayersResponse]  # type: ignore[assignment]
+    """Returns what went from each layer in one shot."""
     GetRunReport: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.GetRunReportRequest, _coordinator_service_pb2.GetRunReportResponse]  # type: ignore[assignment]
     """Returns the report of a run, as far as it has come."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.GetServerInfoRequest, _coordinator_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
@@ -170,6 +178,22 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_service_pb2.DrainWorkerResponse, _abc.Awaitable[_coordinator_service_pb2.DrainWorkerResponse]]:
         """Gives a worker no more tasks; it may be stopped once it holds none."""
+
+    @_abc_1.abstractmethod
+    def ListShots(
+        self,
+        request: _coordinator_service_pb2.ListShotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_service_pb2.ListShotsResponse, _abc.Awaitable[_coordinator_service_pb2.ListShotsResponse]]:
+        """Returns the committed shots of a run."""
+
+    @_abc_1.abstractmethod
+    def ListLayers(
+        self,
+        request: _coordinator_service_pb2.ListLayersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_service_pb2.ListLayersResponse, _abc.Awaitable[_coordinator_service_pb2.ListLayersResponse]]:
+        """Returns what went from each layer in one shot."""
 
     @_abc_1.abstractmethod
     def GetRunReport(

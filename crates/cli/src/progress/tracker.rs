@@ -46,7 +46,7 @@ impl Tracker {
         self.estimate.shots = self.shots;
         self.finish_stages(event);
         match event {
-            Event::Created { spec } => self.estimate.corrects = spec.correct_rank > 0,
+            Event::Created { spec, .. } => self.estimate.corrects = spec.correct_rank > 0,
             Event::ShotOpened { .. } => self.shot_began = now,
             Event::Prepared(found) => {
                 let sweeps = |spec: &types::RunSpec| {

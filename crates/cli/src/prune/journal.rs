@@ -1,4 +1,5 @@
-//! All that is known of a run, read from its state folder. Starts a coordinator, which only reads, and no workers.
+//! All that is known of a run, read from its state folder or from a coordinator elsewhere. For a folder it starts a
+//! coordinator, which only reads, and no workers.
 
 use super::check::{self, no_run};
 use super::follow::{self, Finished};
@@ -45,12 +46,17 @@ pub(crate) fn journal_of(state: &Path, run: Option<&str>) -> Result<Journal, Cli
 async fn read(client: &Client, state: &Path, run: Option<&str>) -> Result<Journal, CliError> {
     let wanted = |found: &v1::Run| run.is_none_or(|name| follow::run_id(&found.name) == name);
     let found = newest_run(client, wanted).await?.ok_or_else(|| no_run(state, run, "has no run that can be read"))?;
-    let followed = records(client, &found.name).await?;
-    let report = follow::report(client, &found.name).await?;
-    Ok(Journal::new(follow::run_id(&found.name), followed, report))
+    journal_so_far(client, &found.name).await
 }
 
-/// Returns the records of a run that nobody drives: there are no more to come.
+/// Returns what is known of a run by now, by its resource name.
+pub(crate) async fn journal_so_far(client: &Client, name: &str) -> Result<Journal, CliError> {
+    let followed = records(client, name).await?;
+    let report = follow::report(client, name).await?;
+    Ok(Journal::new(follow::run_id(name), followed, report))
+}
+
+/// Returns a run's records up to now: all of them come before anything else does.
 async fn records(client: &Client, name: &str) -> Result<Finished, CliError> {
     let request = v1::WatchRunRequest { name: name.to_owned(), from_sequence: 1 };
     let watch = |mut client: Client, request| async move { client.watch_run(request).await };
@@ -64,8 +70,10 @@ async fn records(client: &Client, name: &str) -> Result<Finished, CliError> {
                 timeline.record(&record, follow::milliseconds(event.time));
                 history.apply(record);
             }
-            Some(v1::run_event::Event::Ended(_)) => break,
-            Some(v1::run_event::Event::Progress(_) | v1::run_event::Event::Heartbeat(_)) | None => {}
+            Some(
+                v1::run_event::Event::Ended(_) | v1::run_event::Event::Progress(_) | v1::run_event::Event::Heartbeat(_),
+            ) => break,
+            None => {}
         }
     }
     Ok(Finished { history, timeline })

@@ -100,7 +100,7 @@ fn journal() -> Vec<Event> {
         weights: None,
     };
     vec![
-        Event::Created { spec: spec() },
+        Event::Created { spec: spec(), request_id: String::new() },
         Event::Prepared(Prepared { model, data: data("d"), eval_data: Some(data("e")), seconds: 0.75 }),
         evaluated(0, 20.0),
         Event::ShotOpened { shot: 1, limit: 324 },
@@ -237,7 +237,7 @@ fn journals_without_curves_say_so() {
     }
     assert!(page_of(events.clone()).contains("written by an earlier version"));
     for event in &mut events {
-        if let Event::Created { spec } = event {
+        if let Event::Created { spec, .. } = event {
             spec.structure = Structure::Element;
         }
     }

@@ -60,7 +60,7 @@ fn journal() -> Vec<Event> {
     let object = ObjectRef { key: "k".into(), blake3: "0".repeat(64), bytes: 1 };
     let seconds = SweepSeconds { total: 10.0, forward: 3.0, head: 1.0, backward: 4.0, gram: 1.5, wait: 0.5 };
     vec![
-        Event::Created { spec: spec() },
+        Event::Created { spec: spec(), request_id: String::new() },
         Event::TakenOver { epoch: 1 },
         Event::Prepared(Prepared {
             model: ModelDescription {
