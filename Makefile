@@ -155,7 +155,7 @@ report-screenshot: build test-models ## Take the picture of a run's page, docs/r
 
 .PHONY: bench-net
 bench-net: setup ## What moving factors costs over loopback, without and with TLS, beside a bare socket (GIB=1)
-	@$(CARGO) run --release -p e2e --example bench_net -- $(or $(GIB),1)
+	@$(CARGO) run --release -p cli --example bench_net -- $(or $(GIB),1)
 
 .PHONY: bench-elements
 bench-elements: setup ## Time of scoring and updating a 4096 x 4096 layer of single weights, against the paper's groups

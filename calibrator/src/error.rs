@@ -6,7 +6,7 @@ use proto::InvalidMessage;
 use proto::v1::FailureClass;
 use service::checkpoint::CheckpointError;
 use service::program::{Exit, Failure};
-use service::{ComputeError, Reason, StoreError, WorkerError, status};
+use service::{ComputeError, Reason, StoreError, TaskFailure, WorkerError, status};
 use std::time::Duration;
 use tonic::Status;
 use types::{Generation, RunId};
@@ -124,9 +124,10 @@ impl From<ModelError> for Error {
 }
 
 impl Error {
-    /// Returns what the coordinator is told of a task's failure: its class and the causal chain.
-    pub(crate) fn told(&self) -> (Option<FailureClass>, String) {
-        (self.class(), service::status::chain(self))
+    /// Returns what the coordinator is told of a task's failure.
+    pub(crate) fn told(&self) -> TaskFailure {
+        let (class, reason) = self.table();
+        TaskFailure { class, reason, message: service::status::chain(self) }
     }
 
     /// Returns what the coordinator can do about a failed task; `None` when the task is to be given back instead.

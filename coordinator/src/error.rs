@@ -98,7 +98,8 @@ impl RunError {
                 FailureClass::InvalidInput => Reason::InputInvalid,
                 FailureClass::Numerical => Reason::Numerical,
                 FailureClass::OutOfMemory => Reason::OutOfMemory,
-                FailureClass::Store => Reason::StoreUnavailable,
+                // Whoever waits for the store wants to know what to do about it.
+                FailureClass::Store => failure.reason.unwrap_or(Reason::StoreUnavailable),
                 FailureClass::Unavailable => Reason::PeerUnavailable,
                 FailureClass::Internal => Reason::Internal,
             },

@@ -13,6 +13,7 @@ mod grpc;
 pub mod journal;
 mod pool;
 mod report;
+mod result;
 mod run;
 mod runs;
 pub mod shot;

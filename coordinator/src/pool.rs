@@ -141,6 +141,11 @@ impl Pool {
         tasks.iter().filter(|t| inner.board.renew(worker, t, now).is_err()).map(|t| t.task_id.clone()).collect()
     }
 
+    /// Returns a task, if it exists.
+    pub(crate) fn task(&self, task_id: &str) -> Option<v1::Task> {
+        self.lock().board.task(task_id).cloned()
+    }
+
     /// Hands a result to the run and waits until it is durable.
     pub(crate) async fn complete(
         &self,

@@ -7,6 +7,7 @@ use planning::assignment::fair_share;
 use planning::retry::{self, Decision, FailureClass, Policy, Setback};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
+use service::status::Reason;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -34,6 +35,8 @@ pub struct TaskFailure {
     pub class: FailureClass,
     /// The causal chain.
     pub message: String,
+    /// The published reason, where the worker knows more than the class.
+    pub reason: Option<Reason>,
 }
 
 /// What became of a task.
@@ -314,7 +317,7 @@ impl Board {
                 Decision::Pause { .. } | Decision::Fail => {
                     let times = entry.history.expiries;
                     let message = format!("its worker fell silent {times} times, the last time worker {worker}");
-                    entry.give_up(TaskFailure { class: FailureClass::Unavailable, message });
+                    entry.give_up(TaskFailure { class: FailureClass::Unavailable, message, reason: None });
                 }
             }
             expired.push(entry.task.clone());
@@ -406,7 +409,7 @@ mod tests {
         let taken = lease(&mut board, &b, now);
         assert_eq!(taken.len(), 2);
         let held = Held { worker: &b, task_id: &taken[0].task_id, generation: taken[0].generation };
-        let failure = TaskFailure { class: FailureClass::Unavailable, message: "x".into() };
+        let failure = TaskFailure { class: FailureClass::Unavailable, message: "x".into(), reason: None };
         board.fail(held, failure, 2, 0.0, now).unwrap();
         let retried = lease(&mut board, &a, now + LEASE);
         assert_eq!(retried.len(), 1, "though its share is full");
@@ -460,7 +463,7 @@ mod tests {
     #[test]
     fn a_failure_is_retried_or_told_as_decided_and_a_release_counts_nothing() {
         let (mut board, id, mut outcome, now) = board();
-        let failure = TaskFailure { class: FailureClass::Internal, message: "x".into() };
+        let failure = TaskFailure { class: FailureClass::Internal, message: "x".into(), reason: None };
         let a = worker("a");
         let lease = |board: &mut Board, now| board.lease(&a, v1::WorkerRole::Surgeon, &[], 1, now);
         let held = |generation| Held { worker: &a, task_id: &id, generation };
@@ -483,7 +486,7 @@ mod tests {
         let (a, b) = (worker("a"), worker("b"));
         let peers = [a.clone(), b.clone()];
         let generation = board.lease(&a, v1::WorkerRole::Surgeon, &peers, 1, now)[0].generation;
-        let failure = TaskFailure { class: FailureClass::Unavailable, message: "x".into() };
+        let failure = TaskFailure { class: FailureClass::Unavailable, message: "x".into(), reason: None };
         board.fail(Held { worker: &a, task_id: &id, generation }, failure, 2, 0.0, now).unwrap();
         assert!(board.lease(&a, v1::WorkerRole::Surgeon, &peers, 1, now).is_empty());
         assert_eq!(board.lease(&b, v1::WorkerRole::Surgeon, &peers, 1, now).len(), 1);

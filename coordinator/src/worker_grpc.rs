@@ -2,6 +2,7 @@
 
 use crate::error::lease_status;
 use crate::pool::{Member, lease_seconds};
+use crate::result;
 use crate::runs::Coordinator;
 use crate::tasks::{Held, TaskFailure};
 use planning::retry::{Decision, FailureClass};
@@ -82,6 +83,14 @@ impl WorkerService for Coordinator {
         let worker = parse_worker(&request.worker)?;
         let result = required("result", request.result).map_err(|e| invalid_message(&e))?;
         let held = Held { worker: &worker, task_id: &request.task_id, generation: request.generation };
+        let task = self.pool().task(&request.task_id);
+        if let Some(Err(invalid)) = task.map(|task| result::check(&task, &result, request.seconds)) {
+            // A bug of this worker, so as bad as a panic: another one is to try.
+            let failure = TaskFailure { class: FailureClass::Internal, message: invalid.to_string(), reason: None };
+            self.pool().fail(held, failure, jitter(&request.request_id)).map_err(|e| lease_status(&e))?;
+            tracing::warn!(worker = %worker, task = %request.task_id, error = %invalid, "result refused");
+            return Err(invalid_message(&invalid));
+        }
         let durable = self.pool().complete(held, result, request.seconds).await;
         durable.map_err(|e| lease_status(&e))??;
         Ok(Response::new(v1::CompleteTaskResponse {}))
@@ -91,7 +100,11 @@ impl WorkerService for Coordinator {
         let request = request.into_inner();
         let worker = parse_worker(&request.worker)?;
         let class = known("failure", request.failure).map_err(|e| invalid_message(&e))?;
-        let failure = TaskFailure { class: failure_class(class), message: request.message };
+        let failure = TaskFailure {
+            class: failure_class(class),
+            message: request.message,
+            reason: Reason::from_name(&request.reason),
+        };
         let held = Held { worker: &worker, task_id: &request.task_id, generation: request.generation };
         let decision = self.pool().fail(held, failure.clone(), jitter(&request.request_id));
         match decision.map_err(|e| lease_status(&e))? {

@@ -8,7 +8,7 @@ use proto::v1::FailureClass;
 use pruning::PruningError;
 use service::checkpoint::CheckpointError;
 use service::program::{Exit, Failure};
-use service::{ComputeError, Reason, StoreError, TransportError, WorkerError, status};
+use service::{ComputeError, Reason, StoreError, TaskFailure, TransportError, WorkerError, status};
 use tch::TchError;
 use tonic::Status;
 
@@ -117,9 +117,10 @@ impl From<TchError> for Error {
 }
 
 impl Error {
-    /// Returns what the coordinator is told of a task's failure: its class and the causal chain.
-    pub(crate) fn told(&self) -> (Option<FailureClass>, String) {
-        (self.class(), service::status::chain(self))
+    /// Returns what the coordinator is told of a task's failure.
+    pub(crate) fn told(&self) -> TaskFailure {
+        let (class, reason) = self.table();
+        TaskFailure { class, reason, message: service::status::chain(self) }
     }
 
     /// Returns what the coordinator can do about a failed task; `None` when the task is to be given back instead.

@@ -1,43 +1,51 @@
-//! One shard's factors pulled as a surgeon does, without a coordinator: for `make bench-net`, which measures what the way from
-//! a calibrator costs.
+//! One shard's factors received as a surgeon does, checksums and digests included, and dropped: for `make bench-net`, which
+//! measures what the way from a calibrator costs, without what keeping them costs.
 
 use crate::error::Error;
-use crate::plan::{Plan, Source};
-use crate::pull::{Budget, Puller, ShardKey};
-use service::{Connector, RequestIds, Store};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{mpsc, watch};
-use types::{Generation, RunId};
+use crate::receive::{Partial, StreamFault};
+use proto::v1;
+use proto::v1::calibrator_service_client::CalibratorServiceClient;
+use proto::v1::stream_factors_response::Part;
+use service::{Connector, RequestIds};
+use types::RunId;
 
-/// Brings so many blocks of shot 1, shard 0, generation 1 of run `run` from a calibrator into memory, and returns their bytes.
+/// Receives so many blocks of shot 1, shard 0, generation 1 of run `run` from a calibrator, and returns their bytes.
 ///
 /// # Errors
 /// The calibrator cannot be reached, or what it sends cannot be taken.
-pub async fn pull_factors(connector: &Connector, endpoint: &str, run: RunId, blocks: u32) -> Result<u64, Error> {
-    let source = Source::Running { endpoint: endpoint.to_owned(), generation: Generation(1) };
-    let (_plan, plan) = watch::channel(Plan::of(0, source));
-    let (stored, mut heard) = mpsc::channel(blocks.max(1) as usize);
-    let received = Arc::new(AtomicU64::new(0));
-    let store = Store::memory();
-    let puller = Puller {
-        key: ShardKey { run: run.clone(), shot: 1, shard: 0 },
-        store: store.clone(),
-        connector: connector.clone(),
-        plan,
-        stored,
-        budget: Budget::new(crate::Options::RECEIVE_BYTES),
-        received: Arc::clone(&received),
-        ids: RequestIds::new("bench"),
+pub async fn receive_factors(connector: &Connector, endpoint: &str, run: &RunId, blocks: u32) -> Result<u64, Error> {
+    let lost = |status| Error::Calibrator(Box::new(status));
+    let mut client = CalibratorServiceClient::new(connector.bulk_channel(endpoint)?)
+        .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+    let mut control = CalibratorServiceClient::new(connector.channel(endpoint)?);
+    let (run, shot, generation, ids) = (run.to_string(), 1, 1, RequestIds::new("bench"));
+    let all = (0..blocks).collect();
+    let request = v1::StreamFactorsRequest {
+        run: run.clone(),
+        shot,
+        generation,
+        blocks: all,
+        ..v1::StreamFactorsRequest::default()
     };
-    // What was pulled is let go of at once: the way is measured, not the memory.
-    let forget = async {
-        while let Some(piece) = heard.recv().await {
-            store.delete(&service::keys::factors(&run, 1, 0, piece.block)).await?;
+    let mut stream = client.stream_factors(request).await.map_err(lost)?.into_inner();
+    let (mut bytes, mut open) = (0, None::<Partial>);
+    while let Some(message) = stream.message().await.map_err(lost)? {
+        match message.part {
+            Some(Part::Header(header)) => open = Some(Partial::begin(&header)?),
+            Some(Part::Chunk(chunk)) => {
+                let block = chunk.block;
+                let early = || StreamFault::Contract { block, problem: "a chunk came before a header".to_owned() };
+                let partial = open.as_mut().ok_or_else(early)?;
+                bytes += chunk.payload.len() as u64;
+                if partial.append(chunk)? {
+                    open.take().map(Partial::finish).transpose()?;
+                    let (request_id, run) = (ids.next(), run.clone());
+                    let release = v1::ReleaseFactorsRequest { request_id, run, shot, shard: 0, generation, block };
+                    control.release_factors(release).await.map_err(lost)?;
+                }
+            }
+            None => {}
         }
-        Ok::<_, Error>(())
-    };
-    let pull = async { puller.pull((0..blocks).collect()).await.map_err(|failure| failure.error) };
-    tokio::try_join!(pull, forget)?;
-    Ok(received.load(Ordering::Relaxed))
+    }
+    Ok(bytes)
 }

@@ -40,11 +40,6 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Returns a plan of one shard.
-    pub(crate) fn of(shard: u32, source: Source) -> Self {
-        Self { shards: BTreeMap::from([(shard, source)]) }
-    }
-
     /// Returns a shard's source.
     pub(crate) fn source(&self, shard: u32) -> Source {
         self.shards.get(&shard).cloned().unwrap_or_default()

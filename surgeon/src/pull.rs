@@ -252,13 +252,14 @@ impl Puller {
                         let problem = "a chunk came before a header".to_owned();
                         return Err(StreamFault::Contract { block: chunk.block, problem }.into());
                     };
-                    let whole = open.partial.append(&chunk)?;
-                    self.received.fetch_add(chunk.payload.len() as u64, Ordering::Relaxed);
+                    let (block, bytes) = (chunk.block, chunk.payload.len() as u64);
+                    let whole = open.partial.append(chunk)?;
+                    self.received.fetch_add(bytes, Ordering::Relaxed);
                     if whole {
                         self.keep(receiving.take()).await?;
                         // Before it is announced: whoever hears that all is stored may end this.
-                        self.release(&mut control, generation, chunk.block).await;
-                        self.announce(chunk.block, missing).await?;
+                        self.release(&mut control, generation, block).await;
+                        self.announce(block, missing).await?;
                     }
                 }
             }
@@ -321,10 +322,11 @@ impl Puller {
     async fn keep(&self, whole: Option<Receiving>) -> Result<(), Error> {
         let Some(Receiving { partial, _share }) = whole else { return Ok(()) };
         let block = partial.block();
-        let bytes = partial.finish()?;
+        let bytes = partial.offset();
+        let parts = partial.finish()?;
         let key = keys::factors(&self.key.run, self.key.shot, self.key.shard, block);
-        tracing::debug!(shard = self.key.shard, block, bytes = bytes.len(), "factors stored");
-        Ok(self.store.put(&key, bytes).await?)
+        tracing::debug!(shard = self.key.shard, block, bytes, "factors stored");
+        Ok(self.store.put_parts(&key, parts).await?)
     }
 
     /// Tells the calibrator that a block is stored. It also looks into the store itself, so a lost word does no harm.

@@ -49,7 +49,9 @@ pub(crate) struct Partial {
     block: u32,
     bytes: u64,
     blake3: String,
-    received: Vec<u8>,
+    /// Chunks as they came: putting them side by side would copy every byte once more.
+    received: Vec<Bytes>,
+    offset: u64,
     hasher: blake3::Hasher,
 }
 
@@ -65,6 +67,7 @@ impl Partial {
             bytes: header.bytes,
             blake3: header.blake3.clone(),
             received: Vec::new(),
+            offset: 0,
             hasher: blake3::Hasher::new(),
         })
     }
@@ -76,7 +79,7 @@ impl Partial {
 
     /// Returns the number of bytes that are here.
     pub(crate) fn offset(&self) -> u64 {
-        self.received.len() as u64
+        self.offset
     }
 
     /// Returns whether `header` announces the same bytes, so that the rest may follow what is here.
@@ -88,7 +91,7 @@ impl Partial {
     ///
     /// # Errors
     /// Nothing of a refused chunk is kept.
-    pub(crate) fn append(&mut self, chunk: &FactorChunk) -> Result<bool, StreamFault> {
+    pub(crate) fn append(&mut self, chunk: FactorChunk) -> Result<bool, StreamFault> {
         if chunk.block != self.block || chunk.offset != self.offset() {
             let (block, offset) = (self.block, self.offset());
             return Err(self.contract(format!(
@@ -109,20 +112,21 @@ impl Partial {
                 found,
             });
         }
-        // Grown by what arrives, not by what the header promises: a lying header costs no memory.
-        self.received.extend_from_slice(&chunk.payload);
+        // What arrives takes memory, not what the header promises: a lying header costs none.
         self.hasher.update(&chunk.payload);
+        self.offset += length;
+        self.received.push(chunk.payload);
         Ok(self.offset() == self.bytes)
     }
 
-    /// Returns the whole file.
+    /// Returns the whole file, in parts.
     ///
     /// # Errors
     /// [`StreamFault::Digest`] when it is not what the header announced.
-    pub(crate) fn finish(self) -> Result<Bytes, StreamFault> {
+    pub(crate) fn finish(self) -> Result<Vec<Bytes>, StreamFault> {
         let found = self.hasher.finalize().to_hex().to_string();
         if found == self.blake3 {
-            Ok(Bytes::from(self.received))
+            Ok(self.received)
         } else {
             Err(StreamFault::Digest { block: self.block, expected: self.blake3, found })
         }
@@ -151,33 +155,33 @@ mod tests {
     #[test]
     fn a_block_is_whole_only_with_every_byte_in_order() {
         let mut partial = Partial::begin(&header(FILE.len() as u64)).unwrap();
-        assert_eq!(partial.append(&chunk(0, &FILE[..7])), Ok(false));
-        assert!(matches!(partial.append(&chunk(0, &FILE[..7])), Err(StreamFault::Contract { .. })));
-        assert!(matches!(partial.append(&chunk(8, &FILE[8..])), Err(StreamFault::Contract { .. })));
+        assert_eq!(partial.append(chunk(0, &FILE[..7])), Ok(false));
+        assert!(matches!(partial.append(chunk(0, &FILE[..7])), Err(StreamFault::Contract { .. })));
+        assert!(matches!(partial.append(chunk(8, &FILE[8..])), Err(StreamFault::Contract { .. })));
         assert!(matches!(
-            partial.append(&FactorChunk { block: 4, ..chunk(7, &FILE[7..]) }),
+            partial.append(FactorChunk { block: 4, ..chunk(7, &FILE[7..]) }),
             Err(StreamFault::Contract { .. })
         ));
-        assert_eq!(partial.append(&chunk(7, &FILE[7..])), Ok(true));
-        assert_eq!(partial.finish().unwrap(), FILE);
+        assert_eq!(partial.append(chunk(7, &FILE[7..])), Ok(true));
+        assert_eq!(partial.finish().unwrap().concat(), FILE);
     }
 
     #[test]
     fn a_damaged_chunk_leaves_what_was_good() {
         let mut partial = Partial::begin(&header(FILE.len() as u64)).unwrap();
-        partial.append(&chunk(0, &FILE[..7])).unwrap();
+        partial.append(chunk(0, &FILE[..7])).unwrap();
         let damaged = FactorChunk { payload: Bytes::from_static(b"fictions"), ..chunk(7, &FILE[7..15]) };
-        assert!(matches!(partial.append(&damaged), Err(StreamFault::Checksum { block: 3, offset: 7, .. })));
+        assert!(matches!(partial.append(damaged), Err(StreamFault::Checksum { block: 3, offset: 7, .. })));
         assert_eq!(partial.offset(), 7);
         assert!(partial.continues(&header(FILE.len() as u64)));
-        assert_eq!(partial.append(&chunk(7, &FILE[7..])), Ok(true));
+        assert_eq!(partial.append(chunk(7, &FILE[7..])), Ok(true));
         assert!(partial.finish().is_ok());
     }
 
     #[test]
     fn a_file_with_another_digest_is_refused() {
         let mut partial = Partial::begin(&header(4)).unwrap();
-        assert_eq!(partial.append(&chunk(0, b"fact")), Ok(true));
+        assert_eq!(partial.append(chunk(0, b"fact")), Ok(true));
         assert!(matches!(partial.finish(), Err(StreamFault::Digest { block: 3, .. })));
     }
 
@@ -186,7 +190,7 @@ mod tests {
         assert!(Partial::begin(&header(0)).is_err());
         assert!(Partial::begin(&header(u64::MAX)).is_err());
         let mut partial = Partial::begin(&header(4)).unwrap();
-        assert!(matches!(partial.append(&chunk(0, FILE)), Err(StreamFault::Contract { .. })));
-        assert!(matches!(partial.append(&chunk(0, b"")), Err(StreamFault::Contract { .. })));
+        assert!(matches!(partial.append(chunk(0, FILE)), Err(StreamFault::Contract { .. })));
+        assert!(matches!(partial.append(chunk(0, b"")), Err(StreamFault::Contract { .. })));
     }
 }

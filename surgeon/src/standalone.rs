@@ -128,7 +128,7 @@ impl Standalone {
         }
         loop {
             let step = match next(&mut parts).await {
-                Ok(Some(UploadPart::Chunk(chunk))) => received.partial.append(&chunk).map_err(Error::from),
+                Ok(Some(UploadPart::Chunk(chunk))) => received.partial.append(chunk).map_err(Error::from),
                 Ok(Some(UploadPart::Header(_))) => Err(UPLOAD.bad("part", "a second header came").into()),
                 Ok(None) => {
                     let answer = v1::UploadFactorsResponse { received: received.partial.offset(), complete: false };
@@ -147,13 +147,8 @@ impl Standalone {
                 }
             }
         }
-        let bytes = received.partial.finish()?;
-        let length = bytes.len() as u64;
-        match self.blocks.store.create(&piece.key(), bytes).await {
-            // The same piece by another upload: whether it is the same is for the next look.
-            Ok(()) | Err(StoreError::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let length = received.partial.offset();
+        self.blocks.store.put_parts(&piece.key(), received.partial.finish()?).await?;
         tracing::info!(run = %piece.run, block = piece.block, shard = piece.shard, bytes = length, "factors uploaded");
         Ok(v1::UploadFactorsResponse { received: length, complete: true })
     }

@@ -16,6 +16,10 @@ pub struct Cluster {
     services: BTreeMap<String, Child>,
     store: String,
     variables: Vec<(String, String)>,
+    /// Where others reach a service, if not where it listens.
+    detours: BTreeMap<String, String>,
+    /// Where callers of the public service reach the coordinator, if not where it listens.
+    callers: Option<String>,
 }
 
 impl Cluster {
@@ -26,6 +30,8 @@ impl Cluster {
             services: BTreeMap::new(),
             store: folder.join("store").display().to_string(),
             variables: Vec::new(),
+            detours: BTreeMap::new(),
+            callers: None,
         }
     }
 
@@ -44,7 +50,27 @@ impl Cluster {
 
     /// Returns where a service listens.
     pub fn endpoint(&self, name: &str) -> String {
-        format!("unix://{}", self.folder.join(format!("{name}.sock")).display())
+        format!("unix://{}", self.socket(name).display())
+    }
+
+    /// Returns where workers reach a service.
+    fn detoured(&self, name: &str) -> String {
+        self.detours.get(name).cloned().unwrap_or_else(|| self.endpoint(name))
+    }
+
+    /// Has workers reach a service through a proxy; to be said before anything starts.
+    pub fn detour(&mut self, name: &str, endpoint: String) {
+        self.detours.insert(name.to_owned(), endpoint);
+    }
+
+    /// Has `llm-surgeon` reach the coordinator through a proxy.
+    pub fn detour_of_callers(&mut self, endpoint: String) {
+        self.callers = Some(endpoint);
+    }
+
+    /// Returns the socket of a service.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.sock"))
     }
 
     /// Starts a coordinator and so many workers.
@@ -71,7 +97,8 @@ impl Cluster {
             .arg(&self.store)
             .args(["--listen", &self.endpoint(name)]);
         if program != "coordinator" {
-            command.args(["--coordinator", &self.endpoint("coordinator"), "--worker", name]);
+            command.args(["--coordinator", &self.detoured("coordinator"), "--worker", name]);
+            command.args(["--advertise", &self.detoured(name)]);
             command.args(["--device", "cpu", "--threads", "1"]);
         }
         command.env("RUST_BACKTRACE", "0").stdout(Stdio::null()).stderr(log);
@@ -113,6 +140,16 @@ impl Cluster {
         }
     }
 
+    /// Stops a service where it is (SIGSTOP), until [`Cluster::wake`].
+    pub fn stall(&self, name: &str) {
+        self.signal(name, "STOP");
+    }
+
+    /// Lets a stalled service go on.
+    pub fn wake(&self, name: &str) {
+        self.signal(name, "CONT");
+    }
+
     /// Sends SIGTERM and returns the exit status.
     ///
     /// # Panics
@@ -136,7 +173,8 @@ impl Cluster {
     /// Returns a command of `llm-surgeon` for this cluster's coordinator.
     pub fn client(&self, command: &str) -> Command {
         let mut client = Command::new(binary());
-        client.arg(command).args(["--coordinator", &self.endpoint("coordinator")]).env("RUST_BACKTRACE", "0");
+        let coordinator = self.callers.clone().unwrap_or_else(|| self.endpoint("coordinator"));
+        client.arg(command).args(["--coordinator", &coordinator]).env("RUST_BACKTRACE", "0");
         client
     }
 

@@ -3,6 +3,11 @@
 //! Holds helpers only; the tests are in `tests/`. Never a dependency of anything.
 
 pub mod cluster;
+pub mod dice;
+pub mod disturbed;
+pub mod flaky;
+pub mod moto;
+pub mod proxy;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -31,4 +31,6 @@ pub use shutdown::Shutdown;
 pub use status::Reason;
 pub use store::{Store, StoreError};
 pub use transport::{Connector, MemoryNetwork, TransportError, Wire};
-pub use worker::{Lease, LeaseError, Leased, TaskHandler, WorkerError, WorkerOptions, run_standalone, run_worker};
+pub use worker::{
+    Lease, LeaseError, Leased, TaskFailure, TaskHandler, WorkerError, WorkerOptions, run_standalone, run_worker,
+};

@@ -175,12 +175,17 @@ impl Store {
 
     /// Writes an object, in place of what is there.
     pub async fn put(&self, key: &str, content: Bytes) -> Result<(), StoreError> {
-        self.write(key, content, PutMode::Overwrite).await
+        self.write(key, content.into(), PutMode::Overwrite).await
+    }
+
+    /// Writes an object whose content comes in parts, without putting them side by side; replaces what is there.
+    pub async fn put_parts(&self, key: &str, parts: Vec<Bytes>) -> Result<(), StoreError> {
+        self.write(key, PutPayload::from_iter(parts), PutMode::Overwrite).await
     }
 
     /// Writes an object that must not be there yet; of two writers exactly one succeeds.
     pub async fn create(&self, key: &str, content: Bytes) -> Result<(), StoreError> {
-        self.write(key, content, PutMode::Create).await
+        self.write(key, content.into(), PutMode::Create).await
     }
 
     /// Gives an object a second name, in place of what is there; a store that can does so without moving the content.
@@ -227,8 +232,7 @@ impl Store {
         self.objects.delete_stream(keys).try_for_each(|_| async { Ok(()) }).await.map_err(|e| failed(prefix, e))
     }
 
-    async fn write(&self, key: &str, content: Bytes, mode: PutMode) -> Result<(), StoreError> {
-        let payload = PutPayload::from_bytes(content);
+    async fn write(&self, key: &str, payload: PutPayload, mode: PutMode) -> Result<(), StoreError> {
         let options = PutOptions { mode, ..PutOptions::default() };
         self.objects.put_opts(&checked(key)?, payload, options).await.map_err(|e| failed(key, e))?;
         Ok(())

@@ -10,10 +10,11 @@ mod heartbeat;
 mod lease;
 
 pub use args::{Place, WorkerArgs};
-pub use lease::{Lease, LeaseError, Leased};
+pub use lease::{Lease, LeaseError, Leased, TaskFailure};
 
 use crate::Wire;
 use crate::program::Exit;
+use crate::status::Reason;
 use client::Client;
 use lease::Leases;
 use proto::v1;
@@ -170,7 +171,7 @@ async fn join(
 /// Gives back a task that its handler left open.
 async fn settle(lease: &Lease, panicked: bool) {
     let settled = if panicked {
-        lease.fail(v1::FailureClass::Internal, "the task's handler panicked").await
+        lease.fail(v1::FailureClass::Internal, Reason::Internal, "the task's handler panicked".to_owned()).await
     } else {
         lease.release().await
     };

@@ -168,7 +168,9 @@ impl TaskHandler for Handler {
             let result = TaskResult::Evaluate(v1::EvaluateResult::default());
             let ended = match task.task_id.as_str() {
                 "panics" => panic!("asked to"),
-                "fails" => lease.fail(v1::FailureClass::Numerical, "not finite: layer 3").await,
+                "fails" => {
+                    lease.fail(v1::FailureClass::Numerical, Reason::NotFinite, "not finite: layer 3".to_owned()).await
+                }
                 "forgets" => Ok(()),
                 "waits" => {
                     lease.token().cancelled().await;

@@ -1385,6 +1385,7 @@ class FailTaskRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     worker: _builtins.str
     task_id: _builtins.str
@@ -1392,6 +1393,8 @@ class FailTaskRequest(_message.Message):
     failure: Global___FailureClass.ValueType
     message: _builtins.str
     """The causal chain, outermost first, joined by ": "."""
+    reason: _builtins.str
+    """From the published list; empty if the worker knows no more than the class."""
     def __init__(
         self,
         *,
@@ -1401,10 +1404,11 @@ class FailTaskRequest(_message.Message):
         generation: _builtins.int = ...,
         failure: Global___FailureClass.ValueType = ...,
         message: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "generation", b"generation", "message", b"message", "request_id", b"request_id", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "generation", b"generation", "message", b"message", "reason", b"reason", "request_id", b"request_id", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,7 +89,12 @@ impl Client {
         Retry::default().call(call).await.map(drop)
     }
 
-    pub(super) async fn fail(&self, lease: &Lease, class: v1::FailureClass, message: String) -> Result<(), Status> {
+    pub(super) async fn fail(
+        &self,
+        lease: &Lease,
+        (class, reason): (v1::FailureClass, Reason),
+        message: String,
+    ) -> Result<(), Status> {
         let request = v1::FailTaskRequest {
             request_id: self.ids.next(),
             worker: self.name(),
@@ -97,6 +102,7 @@ impl Client {
             generation: lease.generation(),
             failure: class.into(),
             message,
+            reason: reason.name().to_owned(),
         };
         let call = || async { self.service.clone().fail_task(within(CALL_TIMEOUT, request.clone())).await };
         Retry::default().call(call).await.map(drop)

@@ -24,6 +24,17 @@ pub struct Leased {
     pub lease: Lease,
 }
 
+/// How a task failed.
+#[derive(Debug, Clone)]
+pub struct TaskFailure {
+    /// What the coordinator can do about it; `None` for a task that was stopped and is to be given back.
+    pub class: Option<v1::FailureClass>,
+    /// The published reason.
+    pub reason: Reason,
+    /// The causal chain.
+    pub message: String,
+}
+
 /// Why the end of a task could not be reported.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
@@ -89,27 +100,22 @@ impl Lease {
     }
 
     /// Says that the task failed, and how; the message has all causes, outermost first.
-    pub async fn fail(&self, class: v1::FailureClass, message: impl Into<String>) -> Result<(), LeaseError> {
+    pub async fn fail(&self, class: v1::FailureClass, reason: Reason, mut message: String) -> Result<(), LeaseError> {
         self.open()?;
-        let mut message = message.into();
         message.truncate(message.floor_char_boundary(MAX_FAILURE));
-        self.unless_dropped(self.shared.client.fail(self, class, message)).await
+        self.unless_dropped(self.shared.client.fail(self, (class, reason), message)).await
     }
 
-    /// Tells the coordinator how a task ended: with its result, or with a failure's class and causal chain. A failure
-    /// without a class is a task that was stopped: the worker's loop gives it back.
-    pub async fn report(
-        &self,
-        result: Result<v1::complete_task_request::Result, (Option<v1::FailureClass>, String)>,
-        took: Duration,
-    ) {
+    /// Tells the coordinator how a task ended: with its result, or with a failure. One without a class is a task that was
+    /// stopped: the worker's loop gives it back.
+    pub async fn report(&self, result: Result<v1::complete_task_request::Result, TaskFailure>, took: Duration) {
         let reported = match result {
             Ok(result) => self.complete(result, took.as_secs_f64()).await,
-            Err((Some(class), error)) => {
-                tracing::warn!(task = self.task_id(), error, "task failed");
-                self.fail(class, error).await
+            Err(TaskFailure { class: Some(class), reason, message }) => {
+                tracing::warn!(task = self.task_id(), error = message, "task failed");
+                self.fail(class, reason, message).await
             }
-            Err((None, _)) => Ok(()),
+            Err(TaskFailure { class: None, .. }) => Ok(()),
         };
         match reported {
             Ok(()) => {}

@@ -142,7 +142,7 @@ fn transfer(how: &str, blocks: u32, folder: &Path) -> Result<Cost> {
             let secured = if how == "tls" { Tls::open(&tls(folder, "receiver"))? } else { None };
             let connector = Connector::new(MemoryNetwork::new()).between_hosts(secured, Plain::Local, None);
             Ok::<_, anyhow::Error>(
-                surgeon::measure::pull_factors(&connector, &endpoint, RunId::new(RUN)?, blocks).await?,
+                surgeon::measure::receive_factors(&connector, &endpoint, &RunId::new(RUN)?, blocks).await?,
             )
         })?
     };

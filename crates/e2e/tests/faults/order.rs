@@ -1,0 +1,125 @@
+//! Calls that come twice, late, or in the wrong order.
+
+use crate::caller::{Caller, refused};
+use e2e::cluster::Cluster;
+use e2e::dice::{Dice, seed};
+use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use proto::v1;
+use service::Reason;
+use std::time::Duration;
+use tonic::Status;
+use v1::RunState::{Cancelled, Paused, Running};
+
+impl Caller {
+    fn create(&self, request_id: &str, spec: &v1::RunSpec) -> Result<v1::Run, Status> {
+        let request =
+            v1::CreateRunRequest { request_id: request_id.into(), spec: Some(spec.clone()), validate_only: false };
+        Ok(self.run(async |mut client| client.create_run(request).await)?.into_inner().run.unwrap())
+    }
+
+    fn pause(&self, name: &str) -> Result<v1::RunState, Status> {
+        let request = v1::PauseRunRequest { request_id: String::new(), name: name.into() };
+        Ok(self.run(async |mut client| client.pause_run(request).await)?.into_inner().run.unwrap().state())
+    }
+
+    fn resume(&self, name: &str) -> Result<v1::RunState, Status> {
+        let request = v1::ResumeRunRequest { request_id: String::new(), name: name.into() };
+        Ok(self.run(async |mut client| client.resume_run(request).await)?.into_inner().run.unwrap().state())
+    }
+
+    fn cancel(&self, name: &str) -> Result<v1::RunState, Status> {
+        let request = v1::CancelRunRequest { request_id: String::new(), name: name.into() };
+        Ok(self.run(async |mut client| client.cancel_run(request).await)?.into_inner().run.unwrap().state())
+    }
+
+    fn delete(&self, name: &str) -> Result<(), Status> {
+        let request = v1::DeleteRunRequest { request_id: String::new(), name: name.into() };
+        self.run(async |mut client| client.delete_run(request).await.map(drop))
+    }
+}
+
+#[test]
+fn calls_that_come_twice_or_late_change_nothing_more() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("cluster");
+    let mut cluster = Cluster::new(&folder);
+    cluster.start_one("coordinator"); // no workers: nothing can end meanwhile
+    cluster.wait_for_workers(0);
+    let caller = Caller::new(&cluster.endpoint("coordinator"));
+    let _run = Disturbed::start(cluster, &folder, &temp.path().join("pruned"), &SHARDED);
+    let first = caller.only_run();
+    let spec = first.spec.clone().unwrap();
+    let other = v1::RunSpec { seed: spec.seed + 1, ..spec.clone() };
+
+    let created = caller.create("once", &spec).unwrap();
+    assert_eq!(created.name, first.name, "one spec is one run");
+    let second = caller.create("other", &other).unwrap();
+    assert_ne!(second.name, first.name);
+    assert_eq!(caller.create("other", &other).unwrap().name, second.name);
+    refused(Reason::RequestIdReused, caller.create("other", &spec));
+    refused(Reason::RequestIdReused, caller.create("once", &other));
+    refused(Reason::SpecInvalid, caller.create("bad", &v1::RunSpec { samples: 0, ..spec.clone() }));
+
+    let name = second.name;
+    assert_eq!(caller.resume(&name).unwrap(), Running, "resumed before it was paused");
+    for _ in 0..2 {
+        assert_eq!(caller.pause(&name).unwrap(), Paused);
+    }
+    for _ in 0..2 {
+        assert_eq!(caller.resume(&name).unwrap(), Running);
+    }
+    refused(Reason::RunActive, caller.delete(&name));
+    for _ in 0..2 {
+        assert_eq!(caller.cancel(&name).unwrap(), Cancelled);
+    }
+    assert_eq!(caller.pause(&name).unwrap(), Cancelled, "ended stays ended");
+    refused(Reason::RunEnded, caller.resume(&name));
+    assert_eq!(caller.create("other", &other).unwrap().name, name, "the first answer, again");
+    let anew = caller.create("anew", &other).unwrap().name;
+    assert_ne!(anew, name, "a cancelled run is another run's than the one that is asked for anew");
+    caller.delete(&name).unwrap();
+    for late in [caller.delete(&name), caller.pause(&name).map(drop), caller.resume(&name).map(drop)] {
+        refused(Reason::RunNotFound, late);
+    }
+    refused(Reason::MessageInvalid, caller.pause("runs/../etc"));
+    assert_eq!(caller.pause(&anew).unwrap(), Paused);
+}
+
+#[test]
+fn a_storm_of_pauses_and_resumes_changes_nothing() {
+    const CALLERS: u64 = 3;
+    const CALLS: u64 = 12;
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let alone = undisturbed(&output, &SHARDED);
+    let folder = temp.path().join("cluster");
+    let mut cluster = Cluster::new(&folder);
+    cluster.start(1, 1);
+    cluster.wait_for_workers(2);
+    let endpoint = cluster.endpoint("coordinator");
+    let mut run = Disturbed::start(cluster, &folder, &output, &SHARDED);
+    let name = Caller::new(&endpoint).only_run().name;
+    std::thread::scope(|scope| {
+        for number in 0..CALLERS {
+            let (name, endpoint) = (&name, &endpoint);
+            scope.spawn(move || {
+                let (caller, mut dice) = (Caller::new(endpoint), Dice::new(seed() + number));
+                for _ in 0..CALLS {
+                    let answer = if dice.roll(2) == 0 { caller.pause(name) } else { caller.resume(name) };
+                    answer.unwrap();
+                    std::thread::sleep(Duration::from_millis(dice.roll(120)));
+                }
+            });
+        }
+    });
+    let caller = Caller::new(&endpoint);
+    caller.resume(&name).unwrap();
+    // The follower ended at the first pause; that is what it is for.
+    let ended = run.finish();
+    assert!(run.said().contains("paused") || ended.success(), "{}", run.said());
+    let id = name.trim_start_matches("runs/");
+    let watched = run.cluster.client("watch").arg(id).arg("--quiet").output().unwrap();
+    assert!(watched.status.success(), "seed {}: {}", seed(), String::from_utf8_lossy(&watched.stderr));
+    assert_eq!(e2e::folder_digest(&output), alone, "seed {}", seed());
+    tell(&format!("faults injected {0}, survived {0}, bytes lost 0", CALLERS * CALLS));
+}
