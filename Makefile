@@ -83,6 +83,10 @@ test-python: build-tests test-models ## The Python client: its stubs as proto/ g
 test-clients: build-tests test-models ## The clients in Go and Node: types, vet, runs against real services (fetches Go from Debian's packages, 95 MB)
 	@scripts/test_clients.sh
 
+.PHONY: fuzz
+fuzz: setup ## Fuzz what parses bytes from outside: files, configs, texts, records, messages, streams (FUZZ_ARGS="180 journal": seconds, targets)
+	@scripts/fuzz.sh $(FUZZ_ARGS)
+
 .PHONY: soak
 soak: build test-models ## 200 small runs while 1,000 watch and strangers knock: memory, times, refusals (ten minutes; SOAK_ARGS="1000 --delete")
 	@scripts/soak.sh $(SOAK_ARGS)

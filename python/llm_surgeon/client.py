@@ -78,7 +78,7 @@ def run_spec(
         eval_samples=12,
         damping_scale=run_pb2.DAMPING_SCALE_DIAGONAL,
         damping_a=0.1,
-        damping_g=0.3 if rows else 0.1 if masked else 0.01,
+        damping_g=0.3 if rows else 10.0 if masked else 0.01,
         max_damped_layers=2**32 - 1,
         max_correlate=2000,
         multiple_of=64,

@@ -31,6 +31,8 @@ mod worker;
 
 pub use config::{Args, Options};
 pub use error::Error;
+#[doc(hidden)] // for fuzz/factor_stream: whatever comes over a stream
+pub use receive::Partial;
 pub use receive::StreamFault;
 
 use bench::Bench;

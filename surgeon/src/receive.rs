@@ -45,7 +45,7 @@ pub enum StreamFault {
 
 /// A block of which the first bytes are here.
 #[derive(Debug)]
-pub(crate) struct Partial {
+pub struct Partial {
     block: u32,
     bytes: u64,
     blake3: String,
@@ -57,7 +57,7 @@ pub(crate) struct Partial {
 
 impl Partial {
     /// Returns an empty block as its header announces it.
-    pub(crate) fn begin(header: &FactorHeader) -> Result<Self, StreamFault> {
+    pub fn begin(header: &FactorHeader) -> Result<Self, StreamFault> {
         if header.bytes == 0 || header.bytes > MAX_BLOCK_BYTES {
             let problem = format!("its header announces {} bytes, legal are 1 to {MAX_BLOCK_BYTES}", header.bytes);
             return Err(StreamFault::Contract { block: header.block, problem });
@@ -73,17 +73,17 @@ impl Partial {
     }
 
     /// Returns the block's number.
-    pub(crate) fn block(&self) -> u32 {
+    pub fn block(&self) -> u32 {
         self.block
     }
 
     /// Returns the number of bytes that are here.
-    pub(crate) fn offset(&self) -> u64 {
+    pub fn offset(&self) -> u64 {
         self.offset
     }
 
     /// Returns whether `header` announces the same bytes, so that the rest may follow what is here.
-    pub(crate) fn continues(&self, header: &FactorHeader) -> bool {
+    pub fn continues(&self, header: &FactorHeader) -> bool {
         self.block == header.block && self.bytes == header.bytes && self.blake3 == header.blake3
     }
 
@@ -91,7 +91,7 @@ impl Partial {
     ///
     /// # Errors
     /// Nothing of a refused chunk is kept.
-    pub(crate) fn append(&mut self, chunk: FactorChunk) -> Result<bool, StreamFault> {
+    pub fn append(&mut self, chunk: FactorChunk) -> Result<bool, StreamFault> {
         if chunk.block != self.block || chunk.offset != self.offset() {
             let (block, offset) = (self.block, self.offset());
             return Err(self.contract(format!(
@@ -123,7 +123,7 @@ impl Partial {
     ///
     /// # Errors
     /// [`StreamFault::Digest`] when it is not what the header announced.
-    pub(crate) fn finish(self) -> Result<Vec<Bytes>, StreamFault> {
+    pub fn finish(self) -> Result<Vec<Bytes>, StreamFault> {
         let found = self.hasher.finalize().to_hex().to_string();
         if found == self.blake3 {
             Ok(self.received)

@@ -17,6 +17,17 @@ use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 use types::{InvalidId, Sizes};
 
+/// Returns the tensors in the bytes of a `pytorch_model.bin`, on the CPU, one after the other; those of number formats that
+/// we do not compute in are left out. For fuzzing: models are read by [`ModelFolder`].
+#[doc(hidden)]
+pub fn pytorch_tensors(bytes: &[u8]) -> Result<impl Iterator<Item = Result<(String, Tensor), ModelError>>, ModelError> {
+    let tensors = pytorch::tensors(bytes, Path::new("pytorch_model.bin"))?;
+    Ok(tensors.into_iter().filter_map(|(name, info)| {
+        let kind = info.kind?;
+        Some(info.tensor(&bytes[info.range.clone()], kind).map(|tensor| (name, tensor)))
+    }))
+}
+
 /// A model folder that has everything its config asks for. Cheap to open, whatever the model's size.
 #[derive(Debug)]
 pub struct ModelFolder {

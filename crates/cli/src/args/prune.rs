@@ -164,7 +164,7 @@ pub(crate) struct RunArgs {
     /// Label draws for each calibration token under --fisher sampled: each costs a sweep
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "How it is decided")]
     pub(crate) fisher_samples: u32,
-    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; 0.01,0.01 with --damping-scale mean; the second 0.1 for element and n:m, 0.3 for row-column]
+    /// Added to the diagonals of the Kronecker factors: one number, or A,G [default: 0.1,0.01; 0.01,0.01 with --damping-scale mean; the second 10 for element and n:m (0.1 with mean), 0.3 for row-column]
     ///
     /// Where a factor is still not positive definite, it is raised tenfold, step by step; the summary says where.
     #[arg(long, value_name = "LAMBDA[,LAMBDA]", help_heading = "How it is decided")]

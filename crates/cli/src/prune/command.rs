@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn specs() -> Vec<RunSpec> {
-        let masked = RunSpec { shape: Shape::PerLayer, damping_g: 0.1, rounds: 4, ..plain() };
+        let masked = RunSpec { shape: Shape::PerLayer, damping_g: 10.0, rounds: 4, ..plain() };
         vec![
             plain(),
             RunSpec {
