@@ -125,7 +125,8 @@ impl Partial {
     /// [`StreamFault::Digest`] when it is not what the header announced.
     pub fn finish(self) -> Result<Vec<Bytes>, StreamFault> {
         let found = self.hasher.finalize().to_hex().to_string();
-        if found == self.blake3 {
+        // The digest of nothing is a digest, too.
+        if found == self.blake3 && self.offset == self.bytes {
             Ok(self.received)
         } else {
             Err(StreamFault::Digest { block: self.block, expected: self.blake3, found })
@@ -183,6 +184,12 @@ mod tests {
         let mut partial = Partial::begin(&header(4)).unwrap();
         assert_eq!(partial.append(chunk(0, b"fact")), Ok(true));
         assert!(matches!(partial.finish(), Err(StreamFault::Digest { block: 3, .. })));
+    }
+
+    #[test]
+    fn a_part_with_the_digest_of_the_whole_is_refused() {
+        let nothing = FactorHeader { block: 3, bytes: 4, blake3: blake3::hash(b"").to_hex().to_string() };
+        assert!(Partial::begin(&nothing).unwrap().finish().is_err());
     }
 
     #[test]

@@ -279,6 +279,8 @@ fn bad_data_is_named_with_its_place_and_a_remedy() {
     place.write("torn.txt.gz", &gz(b"some text that is long enough")[..20]);
     place.write("torn.txt.zst", b"no frame");
     place.write("torn.parquet", &parquet(&[Some("a")])[..40]);
+    // Found by fuzzing: the library panics at it.
+    place.write("pages.parquet", include_bytes!("../../../testdata/damaged/level-beyond-page.parquet"));
     let expected = [
         ("nowhere.jsonl", "/nowhere.jsonl: no such file or folder"),
         ("*.tsv", "/*.tsv: the pattern matches no file that ends in .jsonl"),
@@ -291,6 +293,7 @@ fn bad_data_is_named_with_its_place_and_a_remedy() {
         ("blank.txt", "/blank.txt: no text in it: 1 documents, all of them empty"),
         ("binary.txt", "/binary.txt: binary data, or text that is not UTF-8, at byte 4"),
         ("latin.txt", "/latin.txt: binary data, or text that is not UTF-8, at byte 3"),
+        ("pages.parquet", "/pages.parquet: is damaged: its parquet pages contradict each other"),
         ("half.jsonl", "/half.jsonl: line 2, column 11: not valid JSON: EOF while parsing a string"),
         ("half.json", "/half.json: line 2, column 11: not valid JSON: expected value"),
         (

@@ -358,7 +358,7 @@ mod tests {
     fn damping_is_one_number_or_a_pair() {
         assert_eq!(parse(&[]).run.damping(), DampingPair { a: 0.1, g: 0.01 });
         assert_eq!(parse(&["--damping-scale", "mean"]).run.damping(), DampingPair { a: 0.01, g: 0.01 });
-        assert_eq!(parse(&["--structure", "element"]).run.damping(), DampingPair { a: 0.1, g: 0.1 });
+        assert_eq!(parse(&["--structure", "element"]).run.damping(), DampingPair { a: 0.1, g: 10.0 });
         assert_eq!(parse(&["--structure", "row-column"]).run.damping(), DampingPair { a: 0.1, g: 0.3 });
         let of_the_paper = ["--structure", "row-column", "--damping-scale", "mean"];
         assert_eq!(parse(&of_the_paper).run.damping(), DampingPair { a: 0.01, g: 0.01 });

@@ -1,11 +1,14 @@
 //! Processes that stand still for longer than a lease, then go on as if nothing had been.
 
 use e2e::cluster::{Cluster, until};
-use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use e2e::disturbed::{Disturbed, tell, undisturbed};
 use std::time::Duration;
 
 /// Longer than a lease (20 s) and than a silent connection is put up with (30 s).
 const LONG: Duration = Duration::from_secs(35);
+/// Little memory, so that a sweep comes in several shards, and shots enough that every worker gets tasks while they are
+/// watched, however the others are faster.
+const LASTING: [&str; 6] = ["--target-size", "0.8", "--shots", "8", "--memory", "16MiB"];
 /// What a worker says when it hears that a task is another's now; which of the two depends on what is quicker, its
 /// heartbeat or its result.
 const REFUSED: [&str; 2] = ["task dropped by the coordinator", "the lease was lost before the end"];
@@ -50,7 +53,7 @@ fn run_in(temp: &std::path::Path, flags: &[&str]) -> (Disturbed, String) {
 
 fn a_worker_stalled_at_work_is_replaced(worker: &str) {
     let temp = tempfile::tempdir().unwrap();
-    let (mut run, alone) = run_in(temp.path(), &SHARDED);
+    let (mut run, alone) = run_in(temp.path(), &LASTING);
     assert!(run.more_records(1), "{}", run.said());
     stall_at_work(&mut run, worker);
     run.wait_for_words("coordinator", "lease expired");
@@ -75,7 +78,7 @@ fn so_are_a_stalled_surgeon_s_blocks() {
 #[test]
 fn a_stalled_coordinator_goes_on_where_it_stood() {
     let temp = tempfile::tempdir().unwrap();
-    let (mut run, alone) = run_in(temp.path(), &SHARDED);
+    let (mut run, alone) = run_in(temp.path(), &LASTING);
     assert!(run.more_records(2), "{}", run.said());
     run.cluster.stall("coordinator");
     std::thread::sleep(LONG);

@@ -10,6 +10,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
 use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The column that holds a conversation when there is no text column.
 const MESSAGES: &str = "messages";
@@ -129,7 +130,15 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Reads a parquet file. The library panics at some damages instead of returning an error.
     fn parquet(&mut self, file: &DataFile, bytes: Vec<u8>) -> Result<(), ModelError> {
+        let read = catch_unwind(AssertUnwindSafe(|| self.parquet_rows(file, bytes)));
+        read.unwrap_or_else(|_| {
+            Err(file.fault("is damaged: its parquet pages contradict each other; fetch the file again"))
+        })
+    }
+
+    fn parquet_rows(&mut self, file: &DataFile, bytes: Vec<u8>) -> Result<(), ModelError> {
         let broken = |e: ParquetError| file.fault(format!("cannot be read as parquet: {e}; fetch the file again"));
         let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(broken)?;
         let schema = reader.metadata().file_metadata().schema();
