@@ -67,9 +67,10 @@ build-tests: setup
 	@$(CARGO) build --release --workspace --bins --tests
 
 .PHONY: test-models
-test-models: ## Make glassllm-en, the tests' small trained model, and moto, a server like S3, in the cache
+test-models: ## Make glassllm-en, the tests' small trained model, moto, a server like S3, and rotel, a collector, in the cache
 	@scripts/demo_model.sh glassllm-en
 	@scripts/moto.sh
+	@scripts/rotel.sh
 
 .PHONY: check-output
 check-output: build-tests test-models ## Prune glassllm and check the folders with transformers' AutoConfig, without torch

@@ -114,6 +114,7 @@ impl Sending {
         let payload = factors.bytes.slice(*offset..end);
         let chunk =
             v1::FactorChunk { block: factors.block, offset: *offset as u64, crc32c: crc32c::crc32c(&payload), payload };
+        crate::metrics::sent(chunk.payload.len());
         *offset = end;
         if end == factors.bytes.len() {
             self.current = None;

@@ -2,6 +2,7 @@
 
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
+use service::telemetry::trace;
 use types::{Generation, RunId, RunSpec};
 
 /// Samples of a run, as in [`RunSpec::validated`].
@@ -22,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) spec: RunSpec,
     /// What to do.
     pub(crate) work: Work,
+    /// Where in its run's traces it belongs.
+    pub(crate) traceparent: String,
 }
 
 /// What a calibrator can do.
@@ -71,12 +74,14 @@ impl Job {
     /// Returns the span that everything about this task happens in.
     pub(crate) fn span(&self) -> tracing::Span {
         let (run, shot, generation) = (&self.run, self.shot, self.generation);
-        match &self.work {
+        let span = match &self.work {
             Work::Prepare { .. } => tracing::info_span!("prepare", %run, shot, %generation),
             Work::Calibrate(c) => tracing::info_span!("calibrate", %run, shot, %generation, shard = c.shard),
             Work::Correct { .. } => tracing::info_span!("correct", %run, shot, %generation),
             Work::Evaluate { .. } => tracing::info_span!("evaluate", %run, shot, %generation),
-        }
+        };
+        trace::continues(&span, &self.traceparent);
+        span
     }
 }
 
@@ -107,6 +112,7 @@ impl TryFrom<v1::Task> for Job {
             generation: Generation(task.generation),
             spec,
             work,
+            traceparent: task.traceparent,
         })
     }
 }

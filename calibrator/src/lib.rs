@@ -22,7 +22,7 @@ mod grpc;
 mod job;
 #[doc(hidden)]
 pub mod measure;
-mod memory;
+mod metrics;
 mod session;
 mod shelf;
 mod standalone;
@@ -74,9 +74,13 @@ where
     });
     let (device, libtorch) = opened.await??;
     let device_name = device_name(device);
+    let beat = compute.beat();
+    service::telemetry::metrics::watch_process(&place.store);
+    service::telemetry::metrics::watch_compute(beat.clone());
 
     let stop = shutdown.token().child_token();
     let shelf = Arc::new(Shelf::new());
+    metrics::watch(&shelf, device);
     let session = Arc::new(Mutex::new(Session::new(device, weights)));
     let standalone = match place.coordinator {
         Some(_) => None,
@@ -103,6 +107,7 @@ where
         ready,
     };
     let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
+    let server = server.alive_while(beat.clone(), place.stuck_after);
     let server = server.add_guarded(CalibratorServiceServer::new(grpc), place.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {

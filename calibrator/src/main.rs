@@ -5,7 +5,7 @@ use service::Shutdown;
 use service::program::{self, Program};
 use std::process::ExitCode;
 
-const PROGRAM: Program = Program { prefix: "CALIBRATOR", listen: "127.0.0.1:7101" };
+const PROGRAM: Program = Program { name: "calibrator", prefix: "CALIBRATOR", listen: "127.0.0.1:7101" };
 
 fn main() -> ExitCode {
     program::main(PROGRAM, async |args: Args, shutdown: Shutdown| {

@@ -188,6 +188,7 @@ impl Standalone {
             });
             let answer = match swept.await {
                 Ok(Ok(swept)) => {
+                    crate::metrics::swept(swept.result.tokens, &swept.result.times, swept.wait);
                     tracing::info!(tokens = swept.result.tokens, bytes = swept.factor_bytes, "swept for a caller");
                     Ok(v1::CalibrateResponse { part: Some(Part::Result(calibrate_result(swept))) })
                 }

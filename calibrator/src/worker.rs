@@ -5,7 +5,7 @@
 use crate::correct::correct;
 use crate::error::Error;
 use crate::job::{Calibrate, Job, Work};
-use crate::memory::peak_memory_bytes;
+use crate::metrics;
 use crate::session::{DecoderKey, Output, Session};
 use crate::shelf::{Shelf, SweepKey};
 use crate::sweep::{Control, Stored, Swept, sweep};
@@ -15,6 +15,7 @@ use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
+use service::memory::peak_bytes;
 use service::{ComputeHandle, Lease, Leased, Store, TaskHandler};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -114,6 +115,7 @@ impl Handler {
             error = self.release_stored(&key) => return Err(error),
             error = self.fetch_weighers(&key, (pass, weighed), ahead) => return Err(error),
         };
+        metrics::swept(swept.result.tokens, &swept.result.times, swept.wait);
         tracing::info!(tokens = swept.result.tokens, factor_bytes = swept.factor_bytes, "shard swept");
         Ok(calibrate_result(swept))
     }
@@ -154,7 +156,7 @@ impl Handler {
             loss_after: after,
             steps_done: report.steps_done,
             steps_kept: report.steps_kept,
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: peak_bytes(),
         })
     }
 
@@ -180,7 +182,7 @@ impl Handler {
                 segments_in_data: held_out.in_data,
                 tokens: loss.tokens,
                 seconds: start.elapsed().as_secs_f64(),
-                peak_memory_bytes: peak_memory_bytes(),
+                peak_memory_bytes: peak_bytes(),
             })
         })
         .await
@@ -285,6 +287,6 @@ pub(crate) fn calibrate_result(Swept { result, wait, factor_bytes }: Swept) -> v
         gram_seconds: result.times.gram.as_secs_f64(),
         wait_seconds: wait.as_secs_f64(),
         factor_bytes,
-        peak_memory_bytes: peak_memory_bytes(),
+        peak_memory_bytes: peak_bytes(),
     }
 }

@@ -41,6 +41,13 @@ pub enum Event {
         /// Its events, in order.
         events: Vec<Event>,
     },
+    /// The trace of a shot, or, under shot 0, of the run: it goes on under later coordinators.
+    Traced {
+        /// Which shot.
+        shot: u32,
+        /// Its trace.
+        trace: Trace,
+    },
     /// Model and data were checked and described.
     Prepared(Prepared),
     /// Loss on the held-out data after a shot; shot 0 is the dense model.
@@ -127,6 +134,7 @@ impl Event {
             Self::Created { .. }
             | Self::TakenOver { .. }
             | Self::Inherited { .. }
+            | Self::Traced { .. }
             | Self::Prepared(_)
             | Self::Paused
             | Self::Succeeded
@@ -134,6 +142,15 @@ impl Event {
             | Self::Cancelled => None,
         }
     }
+}
+
+/// Where a trace began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The context of its first span (W3C `traceparent`), which is told when it is over.
+    pub context: String,
+    /// Milliseconds since 1970.
+    pub began_ms: u64,
 }
 
 /// What Prepare found.

@@ -5,17 +5,18 @@
 //! Does not decide anything and keeps no clock: the time of a record is an argument.
 
 use crate::event::Event;
+use crate::metrics;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use service::keys;
 use service::store::{Store, StoreError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use types::RunId;
 
 /// Version of the records' form. A newer one is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Why the journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,13 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Fenced`] when another coordinator has written the next number: this one must stop.
     pub async fn append(&self, event: &Event, time_ms: u64) -> Result<Stored, JournalError> {
+        let began = Instant::now();
+        let stored = self.create(event, time_ms).await;
+        metrics::appended(stored.is_ok(), began.elapsed());
+        stored
+    }
+
+    async fn create(&self, event: &Event, time_ms: u64) -> Result<Stored, JournalError> {
         // Held across the write: records are strictly one after the other. A cancelled append leaves `next` as it was, and
         // the next one finds its own nonce under that number.
         let mut next = self.next.lock().await;

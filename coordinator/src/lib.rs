@@ -11,6 +11,7 @@ mod error;
 pub mod event;
 mod grpc;
 pub mod journal;
+mod metrics;
 mod pool;
 mod report;
 mod result;
@@ -19,6 +20,8 @@ mod runs;
 pub mod shot;
 mod stages;
 pub mod tasks;
+mod trace;
+mod turns;
 mod worker_grpc;
 
 pub use config::{Args, serve};

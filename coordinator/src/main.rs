@@ -4,7 +4,7 @@ use coordinator::serve;
 use service::program::{self, Program};
 use std::process::ExitCode;
 
-const PROGRAM: Program = Program { prefix: "COORDINATOR", listen: "127.0.0.1:7100" };
+const PROGRAM: Program = Program { name: "coordinator", prefix: "COORDINATOR", listen: "127.0.0.1:7100" };
 
 fn main() -> ExitCode {
     program::main(PROGRAM, serve)

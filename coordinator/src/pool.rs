@@ -1,6 +1,7 @@
 //! Workers and their tasks, as the handlers and the runs share them: the board of leases with a clock, a bell that
 //! rings when there is work, and the plan of where each shard's factors come from.
 
+use crate::metrics;
 use crate::tasks::{Board, Completion, Held, LEASE, LeaseError, Outcome, TaskFailure};
 use planning::retry::Decision;
 use proto::v1;
@@ -30,6 +31,13 @@ pub(crate) struct Member {
 
 /// A plan: the state of every shard of one shot, and its version.
 pub(crate) type Plan = (u64, BTreeMap<u32, v1::ShardSource>);
+
+impl Member {
+    /// Says whether it was not heard of for so long that it counts no more when work is shared out.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.seen + SILENT <= Instant::now()
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -121,6 +129,7 @@ impl Pool {
                 let tasks = inner.board.lease(worker, member.role, &peers, max, now);
                 if !tasks.is_empty() {
                     for task in &tasks {
+                        metrics::leased(metrics::phase(task.work.as_ref()));
                         inner.show(task, Some(member.endpoint.clone()));
                     }
                     return tasks;
@@ -139,6 +148,16 @@ impl Pool {
         let now = Instant::now();
         let mut inner = self.lock();
         tasks.iter().filter(|t| inner.board.renew(worker, t, now).is_err()).map(|t| t.task_id.clone()).collect()
+    }
+
+    /// Returns where every task is that is not done, by its phase.
+    pub(crate) fn states(&self) -> Vec<(&'static str, metrics::TaskState)> {
+        self.lock().board.states()
+    }
+
+    /// Returns for how long none of a run's leased tasks has got on; `None` if none is leased.
+    pub(crate) fn still_for(&self, run: &str) -> Option<Duration> {
+        self.lock().board.moved(run).map(|moved| moved.elapsed())
     }
 
     /// Returns a task, if it exists.
@@ -167,6 +186,7 @@ impl Pool {
     /// Notes that a task's result is durable.
     pub(crate) fn committed(&self, task_id: &str) {
         let mut inner = self.lock();
+        inner.measure(task_id, metrics::Outcome::Completed);
         inner.board.committed(task_id);
         if let Some(task) = inner.board.task(task_id).cloned() {
             inner.show_stored(&task);
@@ -181,6 +201,7 @@ impl Pool {
         let peers = role.map_or(1, |role| inner.peers(role, Instant::now()).len());
         let live = u32::try_from(peers).unwrap_or(u32::MAX);
         let decision = inner.board.fail(held, failure, live, jitter, Instant::now())?;
+        inner.measure(held.task_id, metrics::Outcome::Failed);
         if let Some(task) = task {
             inner.show(&task, None);
         }
@@ -192,6 +213,7 @@ impl Pool {
     pub(crate) fn release(&self, held: Held<'_>) -> Result<(), LeaseError> {
         let mut inner = self.lock();
         inner.board.release(held, Instant::now())?;
+        inner.measure(held.task_id, metrics::Outcome::Released);
         if let Some(task) = inner.board.task(held.task_id).cloned() {
             inner.show(&task, None);
         }
@@ -210,6 +232,7 @@ impl Pool {
         let waiting = inner.board.has_free();
         for task in &freed {
             tracing::warn!(run = %task.run, shot = task.shot, task = %task.task_id, "lease expired");
+            inner.measure(&task.task_id, metrics::Outcome::Expired);
             inner.show(task, None);
         }
         drop(inner);
@@ -273,6 +296,13 @@ impl Inner {
     fn peers(&self, role: v1::WorkerRole, now: Instant) -> Vec<WorkerId> {
         let takes = |m: &Member| m.role == role && !m.draining && m.seen + SILENT > now;
         self.members.iter().filter(|(_, m)| takes(m)).map(|(worker, _)| worker.clone()).collect()
+    }
+
+    /// Measures an attempt that has ended.
+    fn measure(&self, task_id: &str, outcome: metrics::Outcome) {
+        if let Some((phase, since)) = self.board.attempt(task_id) {
+            metrics::ended(phase, outcome, since.elapsed());
+        }
     }
 
     /// Shows in the plan who sweeps a shard now; `None` for nobody.

@@ -3,6 +3,7 @@
 use crate::error::RunError;
 use crate::event::{Event, History};
 use crate::journal::{Journal, Stored};
+use crate::metrics;
 use crate::pool::Pool;
 use crate::tasks::{Completion, Outcome};
 use proto::v1;
@@ -11,7 +12,7 @@ use proto::v1::task::Work;
 use service::status::Reason;
 use service::store::Store;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use types::{RunId, RunSpec, Sizes};
@@ -79,6 +80,10 @@ struct Known {
     stage: Option<v1::StageProgress>,
     /// Set when history and records were let go of.
     outline: Option<Outline>,
+    /// While it is under way: its place among the runs that are.
+    slot: Option<u32>,
+    /// When its journal last grew, or it began to be driven.
+    moved: Instant,
 }
 
 /// What a list of runs tells of one.
@@ -109,7 +114,15 @@ impl Run {
             history.apply(event);
             stored.push(record);
         }
-        let known = Mutex::new(Known { history, records: stored, standing, stage: None, outline: None });
+        let known = Mutex::new(Known {
+            history,
+            records: stored,
+            standing,
+            stage: None,
+            outline: None,
+            slot: None,
+            moved: Instant::now(),
+        });
         let (changed, _) = watch::channel(0);
         Self {
             id,
@@ -204,6 +217,29 @@ impl Run {
         known.records[start..].to_vec()
     }
 
+    /// Returns the number of the last record; 0 if there is none.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.known().records.last().map_or(0, |r| r.sequence)
+    }
+
+    /// Returns its place among the runs under way.
+    pub(crate) fn slot(&self) -> Option<u32> {
+        self.known().slot
+    }
+
+    /// Notes its place among the runs under way, or that it is not any more.
+    pub(crate) fn set_slot(&self, slot: Option<u32>) {
+        let mut known = self.known();
+        known.slot = slot;
+        known.moved = Instant::now();
+    }
+
+    /// Returns for how long neither its journal nor one of its tasks has got on.
+    pub(crate) fn idle(&self) -> Duration {
+        let journal = self.known().moved.elapsed();
+        self.pool.still_for(self.id.as_str()).map_or(journal, |tasks| tasks.min(journal))
+    }
+
     /// Returns a receiver that is told of every change.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -236,6 +272,7 @@ impl Run {
             let mut known = self.known();
             known.history.apply(event);
             known.records.push(stored);
+            known.moved = Instant::now();
         }
         self.touch();
         Ok(())
@@ -243,7 +280,9 @@ impl Run {
 
     /// Submits tasks, all at once: a worker that leases a batch must see them all, or it could wait for what is not leased.
     pub(crate) fn submit(&self, shot: u32, role: v1::WorkerRole, works: Vec<Work>) -> Vec<Submitted> {
-        let stages: Vec<_> = works.iter().map(stage_name).collect();
+        let stages: Vec<_> = works.iter().map(|work| metrics::phase(Some(work))).collect();
+        // The shot's own span, not the stage's: that one is lost if this coordinator is killed.
+        let traceparent = self.history(|h| h.traces.get(&shot).map(|t| t.context.clone())).unwrap_or_default();
         // Attempts count on from coordinator to coordinator: what a worker still sends for a task of the last one must not
         // be taken for a task of ours that has the same number.
         let generation = self.history(|h| h.epoch) * ATTEMPTS_OF_ONE_COORDINATOR;
@@ -254,6 +293,7 @@ impl Run {
             generation,
             spec: Some(self.spec.clone().into()),
             work: Some(work),
+            traceparent: traceparent.clone(),
         });
         let submitted = self.pool.submit(tasks.collect(), role);
         let join = |(stage, (task_id, outcome))| Submitted { stage, task_id, outcome };
@@ -309,20 +349,6 @@ pub(crate) struct Submitted {
     stage: &'static str,
     task_id: String,
     outcome: oneshot::Receiver<Outcome>,
-}
-
-fn stage_name(work: &Work) -> &'static str {
-    match work {
-        Work::Prepare(_) => "prepare",
-        Work::Calibrate(_) => "calibrate",
-        Work::Weigh(_) => "weigh",
-        Work::Score(_) => "score",
-        Work::Refine(_) => "refine",
-        Work::Update(_) => "update",
-        Work::Correct(_) => "correct",
-        Work::Evaluate(_) => "evaluate",
-        Work::Materialise(_) => "materialise",
-    }
 }
 
 /// Returns the wall clock, milliseconds since 1970: for people and journals, never for a decision.

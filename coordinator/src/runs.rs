@@ -3,9 +3,12 @@
 use crate::error::{Consequence, RunError};
 use crate::event::{Ending, Event, History};
 use crate::journal::{self, Journal, JournalError};
+use crate::metrics;
 use crate::pool::Pool;
 use crate::run::{Run, Standing, StopCause, now_ms};
 use crate::shot::run_to_the_end;
+use crate::trace;
+use crate::turns::Turns;
 use proto::v1;
 use proto::v1::coordinator_service_server::CoordinatorServiceServer;
 use proto::v1::worker_service_server::WorkerServiceServer;
@@ -15,10 +18,10 @@ use service::listen::Listener;
 use service::server::{Peers, Server};
 use service::status::{Reason, chain};
 use service::store::{Store, StoreError};
+use service::telemetry::trace::Ended;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -86,6 +89,16 @@ pub struct Coordinator {
     shared: Arc<Shared>,
 }
 
+/// Finds a coordinator without keeping it.
+#[derive(Debug, Clone)]
+pub(crate) struct WeakCoordinator(Weak<Shared>);
+
+impl WeakCoordinator {
+    pub(crate) fn upgrade(&self) -> Option<Coordinator> {
+        self.0.upgrade().map(|shared| Coordinator { shared })
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     store: Store,
@@ -99,7 +112,7 @@ struct Shared {
     /// Serialises creation: two equal requests must not open one journal twice.
     creating: tokio::sync::Mutex<()>,
     /// One for each run that may be under way at a time; runs wait for theirs in the order in which they came.
-    turns: Arc<Semaphore>,
+    turns: Turns,
     /// Fires when another coordinator is found to write a run of ours.
     fenced: CancellationToken,
 }
@@ -118,12 +131,18 @@ impl Coordinator {
             requests: Mutex::default(),
             libtorch: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
-            turns: Arc::new(Semaphore::new(parallel_runs.clamp(1, Semaphore::MAX_PERMITS))),
+            turns: Turns::new(parallel_runs),
             fenced: CancellationToken::new(),
         };
         let coordinator = Self { shared: Arc::new(shared) };
         coordinator.load().await?;
+        metrics::watch(&coordinator);
         Ok(coordinator)
+    }
+
+    /// Returns what finds this coordinator as long as it lives.
+    pub(crate) fn downgrade(&self) -> WeakCoordinator {
+        WeakCoordinator(Arc::downgrade(&self.shared))
     }
 
     /// Continues every run that was under way when its coordinator stopped, oldest first. One that cannot be continued now
@@ -178,6 +197,10 @@ impl Coordinator {
             return Err(ServeError::Fenced);
         }
         Ok(served?)
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.shared.store
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -419,20 +442,29 @@ async fn drive(run: Arc<Run>, shared: Arc<Shared>) {
             }
         }
     };
+    match standing.state {
+        v1::RunState::Succeeded => trace::tell_run(&run, Ended::Well),
+        v1::RunState::Failed => trace::tell_run(&run, Ended::Badly(&standing.reason)),
+        v1::RunState::Cancelled => trace::tell_run(&run, Ended::Badly("cancelled")),
+        _ => {} // somebody goes on with it
+    }
+    run.set_slot(None);
     run.set_standing(standing);
     shared.let_go(&run);
 }
 
 /// Waits for a run's turn, then carries it out.
-async fn in_turn(run: &Run, turns: &Semaphore) -> Result<(), RunError> {
-    let _turn = if let Ok(turn) = turns.try_acquire() {
+async fn in_turn(run: &Run, turns: &Turns) -> Result<(), RunError> {
+    let turn = if let Some(turn) = turns.try_take() {
         turn
     } else {
         run.set_standing(Standing::plain(v1::RunState::Queued));
-        let turn = turns.acquire().await.map_err(|_| RunError::Stopped)?;
+        let turn = turns.take().await.ok_or(RunError::Stopped)?;
         run.set_standing(Standing::plain(v1::RunState::Running));
         turn
     };
+    run.set_slot(Some(turn.slot()));
+    tracing::info!(run = %run.id(), slot = turn.slot(), "run begins");
     run_to_the_end(run).await
 }
 

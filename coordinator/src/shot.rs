@@ -9,15 +9,13 @@ use crate::stages::{
     allocate, calibrate, clean, commit, correct, evaluate, inherit, iterate, materialise, next_round, open, prepare,
     refine, score, take_back, update,
 };
+use crate::trace::{self, traced};
 
 /// Prunes a model: the dense baseline, the shots, the smaller model.
 pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
-    prepare(run).await?; //                       check model, data and target before anything expensive
-    inherit(run).await?; //                       the kept shots of another run, if this one begins with them
-    evaluate(run, 0).await?; //                   held-out loss of the dense model
+    traced(run, trace::WHOLE, begin(run)).await?;
     for shot in 1.. {
-        run_shot(run, shot).await?;
-        materialise(run, shot).await?; //         7  the smaller model, proved to load: after the last shot, and at sizes on the way
+        traced(run, shot, run_shot(run, shot)).await?;
         if run.history(|h| h.is_last(shot)) {
             break;
         }
@@ -25,7 +23,14 @@ pub async fn run_to_the_end(run: &Run) -> Result<(), RunError> {
     Ok(())
 }
 
-/// One shot: curvature, costs, one threshold over the whole model, correlated updates.
+/// What comes before the shots.
+async fn begin(run: &Run) -> Result<(), RunError> {
+    prepare(run).await?; //                       check model, data and target before anything expensive
+    inherit(run).await?; //                       the kept shots of another run, if this one begins with them
+    evaluate(run, 0).await //                     held-out loss of the dense model
+}
+
+/// One shot: curvature, costs, one threshold over the whole model, correlated updates; a smaller model where one is wanted.
 pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
     open(run, shot).await?; //                    the schedule's size for this shot
     iterate(run, shot).await?; //                 0  Kronecker sums only: the passes of a power iteration but the last
@@ -50,5 +55,6 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
             break; //                                adaptive schedule: cut less deep if the loss rose too far
         }
     }
-    clean(run, shot).await //                     what no later shot needs
+    clean(run, shot).await?; //                   what no later shot needs
+    materialise(run, shot).await //               7  the smaller model, proved to load: after the last shot, and at sizes on the way
 }

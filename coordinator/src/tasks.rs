@@ -3,6 +3,7 @@
 //! Tasks are executed at least once and committed once. The board knows no stage and no method: it hands out
 //! [`v1::Task`]s by worker role and passes results to whoever submitted the task. It keeps no clock; `now` is an argument.
 
+use crate::metrics::{self, TaskState};
 use planning::assignment::fair_share;
 use planning::retry::{self, Decision, FailureClass, Policy, Setback};
 use proto::v1;
@@ -87,6 +88,10 @@ struct Entry {
     outcome: Option<oneshot::Sender<Outcome>>,
     history: retry::History,
     progress: (u64, u64),
+    /// When it was leased last.
+    since: Instant,
+    /// When it last got on, or was leased.
+    moved: Instant,
 }
 
 impl Entry {
@@ -158,6 +163,8 @@ impl Board {
             outcome: Some(sender),
             history: retry::History::default(),
             progress: (0, 0),
+            since: now,
+            moved: now,
         };
         self.entries.insert(id.clone(), entry);
         (id, receiver)
@@ -188,6 +195,7 @@ impl Board {
                 entry.task.generation += 1;
                 entry.state = State::Leased { worker: worker.clone(), until: now + LEASE };
                 entry.progress = (0, 0);
+                (entry.since, entry.moved) = (now, now);
                 entry.task.clone()
             })
             .collect()
@@ -251,6 +259,9 @@ impl Board {
     pub fn renew(&mut self, worker: &WorkerId, progress: &v1::TaskProgress, now: Instant) -> Result<(), LeaseError> {
         let held = Held { worker, task_id: &progress.task_id, generation: progress.generation };
         let entry = self.held(held)?;
+        if entry.progress != (progress.done, progress.total) {
+            entry.moved = now;
+        }
         entry.progress = (progress.done, progress.total);
         if let State::Leased { until, .. } = &mut entry.state {
             *until = now + LEASE;
@@ -349,6 +360,31 @@ impl Board {
             .filter(|e| e.task.run == run && matches!(e.state, State::Leased { .. }))
             .map(|e| (e.task.clone(), e.progress))
             .collect()
+    }
+
+    /// Returns where every task is that is not done, by its phase.
+    pub(crate) fn states(&self) -> Vec<(&'static str, TaskState)> {
+        let of_entry = |entry: &Entry| {
+            let state = match entry.state {
+                State::Free { .. } => TaskState::Waiting,
+                State::Leased { .. } => TaskState::Leased,
+                State::Committing { .. } => TaskState::Committing,
+                State::Committed => return None,
+            };
+            Some((metrics::phase(entry.task.work.as_ref()), state))
+        };
+        self.entries.values().filter_map(of_entry).collect()
+    }
+
+    /// Returns when one of a run's leased tasks last got on.
+    pub(crate) fn moved(&self, run: &str) -> Option<Instant> {
+        let leased = |e: &&Entry| e.task.run == run && matches!(e.state, State::Leased { .. });
+        self.entries.values().filter(leased).map(|e| e.moved).max()
+    }
+
+    /// Returns the phase of a task and since when its last attempt has lasted.
+    pub(crate) fn attempt(&self, task_id: &str) -> Option<(&'static str, Instant)> {
+        self.entries.get(task_id).map(|e| (metrics::phase(e.task.work.as_ref()), e.since))
     }
 
     /// Returns the task, if it exists.

@@ -9,6 +9,8 @@ pub mod convert;
 pub use convert::InvalidMessage;
 pub use prost_types;
 
+use prost::Message;
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 /// Generated messages, clients and servers.
@@ -31,6 +33,16 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 /// Largest message between coordinator, workers and clients, in bytes: tasks and events may carry a whole report.
 pub const MAX_CONTROL_BYTES: usize = 64 << 20;
+
+/// Returns the full names of all methods, as `llm_surgeon.v1.CoordinatorService/CreateRun`.
+pub fn methods() -> BTreeSet<String> {
+    // The descriptors are ours, made with the code; were they damaged, nothing would have a name.
+    let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default().file;
+    let services = files.iter().flat_map(|file| file.service.iter().map(move |service| (file.package(), service)));
+    services
+        .flat_map(|(package, s)| s.method.iter().map(move |m| format!("{package}.{}/{}", s.name(), m.name())))
+        .collect()
+}
 
 /// Returns a point in time as messages carry it.
 pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {

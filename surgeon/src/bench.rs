@@ -218,7 +218,9 @@ impl Bench {
                 if cancelled() {
                     return Err(Error::Cancelled);
                 }
-                found.extend(each(self, &site, layers.get(&site.layer().layer))?);
+                let layer = &site.layer().layer;
+                let _span = tracing::info_span!("layer", %layer).entered();
+                found.extend(each(self, &site, layers.get(layer))?);
             }
             Ok(found)
         })

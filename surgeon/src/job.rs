@@ -2,6 +2,7 @@
 
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
+use service::telemetry::trace;
 use types::{Generation, LayerCut, RunId, RunSpec, Shape};
 
 const TASK: Fields = Fields("Task");
@@ -22,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) spec: RunSpec,
     /// What to do.
     pub(crate) work: Work,
+    /// Where in its run's traces it belongs.
+    pub(crate) traceparent: String,
 }
 
 /// What a surgeon can do.
@@ -82,7 +85,7 @@ impl Job {
     /// Returns the span that everything about this task happens in.
     pub(crate) fn span(&self) -> tracing::Span {
         let (run, shot, generation) = (&self.run, self.shot, self.generation);
-        match &self.work {
+        let span = match &self.work {
             Work::Weigh { block, pass } => {
                 tracing::info_span!("weigh", %run, shot, %generation, block = block.number, pass)
             }
@@ -90,7 +93,9 @@ impl Job {
             Work::Refine { block, .. } => tracing::info_span!("refine", %run, shot, %generation, block = block.number),
             Work::Update { block, .. } => tracing::info_span!("update", %run, shot, %generation, block = block.number),
             Work::Materialise { .. } => tracing::info_span!("materialise", %run, shot, %generation),
-        }
+        };
+        trace::continues(&span, &self.traceparent);
+        span
     }
 }
 
@@ -135,6 +140,7 @@ impl TryFrom<v1::Task> for Job {
             generation: Generation(task.generation),
             spec,
             work,
+            traceparent: task.traceparent,
         })
     }
 }

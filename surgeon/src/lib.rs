@@ -23,6 +23,7 @@ mod grpc;
 mod job;
 #[doc(hidden)]
 pub mod measure;
+mod metrics;
 mod plan;
 mod pull;
 mod receive;
@@ -83,12 +84,16 @@ where
     });
     let (device, libtorch) = opened.await??;
     let device_name = device_name(device);
+    let beat = compute.beat();
+    service::telemetry::metrics::watch_process(&place.store);
+    service::telemetry::metrics::watch_compute(beat.clone());
 
     let stop = shutdown.token().child_token();
     let board = Board::default();
     let bench = Arc::new(Mutex::new(Bench::new(device)));
     let blocks = Blocks { compute, bench, turn: Arc::default(), store: place.store.clone() };
     let budget = Budget::new(receive_bytes);
+    metrics::watch(&budget, device);
     let standalone = match place.coordinator {
         Some(_) => None,
         None => Some(Arc::new(Standalone::new(blocks.clone(), budget.clone(), stop.clone()))),
@@ -107,6 +112,7 @@ where
         ready,
     };
     let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
+    let server = server.alive_while(beat.clone(), place.stuck_after);
     let server = server
         .add_guarded(SurgeonServiceServer::new(grpc).max_decoding_message_size(proto::MAX_MESSAGE_BYTES), place.guard);
     // Whichever of the two ends first stops the other.

@@ -5,7 +5,7 @@ use service::program::{self, Program};
 use std::process::ExitCode;
 use surgeon::{Args, serve};
 
-const PROGRAM: Program = Program { prefix: "SURGEON", listen: "127.0.0.1:7102" };
+const PROGRAM: Program = Program { name: "surgeon", prefix: "SURGEON", listen: "127.0.0.1:7102" };
 
 fn main() -> ExitCode {
     program::main(PROGRAM, async |args: Args, shutdown: Shutdown| {

@@ -5,6 +5,7 @@
 //! blocks of all shards together stay under a budget of bytes.
 
 use crate::error::Error;
+use crate::metrics;
 use crate::plan::{Plan, Source};
 use crate::receive::{Partial, StreamFault};
 use proto::v1;
@@ -57,6 +58,16 @@ impl Budget {
     /// Returns a share of `bytes`, if they fit now.
     pub(crate) fn try_reserve(&self, bytes: u64) -> Option<Share> {
         Arc::clone(&self.permits).try_acquire_many_owned(self.units(bytes)).ok()
+    }
+
+    /// Returns how many bytes it has in all.
+    pub(crate) fn limit(&self) -> u64 {
+        u64::from(self.units) * BUDGET_UNIT
+    }
+
+    /// Returns how many of them are taken.
+    pub(crate) fn used(&self) -> u64 {
+        u64::from(self.units).saturating_sub(self.permits.available_permits() as u64) * BUDGET_UNIT
     }
 
     fn units(&self, bytes: u64) -> u32 {
@@ -157,6 +168,10 @@ impl Puller {
                 Ok(()) => {}
                 Err(error) if error.is_transient() && failures < MAX_FAILURES => {
                     failures += 1;
+                    metrics::resumed();
+                    if let Error::Stream(StreamFault::Checksum { .. } | StreamFault::Digest { .. }) = &error {
+                        metrics::checksum_failed();
+                    }
                     let shard = self.key.shard;
                     let error = service::status::chain(&error);
                     // One break is usual: a calibrator that stops, a run that pauses. A second one is not.
@@ -255,6 +270,7 @@ impl Puller {
                     let (block, bytes) = (chunk.block, chunk.payload.len() as u64);
                     let whole = open.partial.append(chunk)?;
                     self.received.fetch_add(bytes, Ordering::Relaxed);
+                    metrics::received(bytes);
                     if whole {
                         self.keep(receiving.take()).await?;
                         // Before it is announced: whoever hears that all is stored may end this.

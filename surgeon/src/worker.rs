@@ -50,7 +50,7 @@ impl TaskHandler for Handler {
                         Work::Score(block) => (block, job.spec.passes()),
                         Work::Weigh { block, pass } => (block, pass),
                         _ => {
-                            others.push((job, lease));
+                            others.push((job, lease, span));
                             continue;
                         }
                     };
@@ -62,8 +62,8 @@ impl TaskHandler for Handler {
         }
         let scoring = shots.into_iter().map(|(shot, tasks)| BlockBatch::new(self, shot, tasks).run());
         let rest = async {
-            for (job, lease) in others {
-                let (start, span) = (Instant::now(), job.span());
+            for (job, lease, span) in others {
+                let start = Instant::now();
                 let result = self.carry_out(job, &lease).instrument(span).await;
                 lease.report(result.map_err(|e| e.told()), start.elapsed()).await;
             }

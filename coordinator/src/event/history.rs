@@ -2,7 +2,7 @@
 
 use super::{
     BlockRefined, BlockScored, BlockUpdated, BlockWeighed, CutChosen, Evaluated, Event, Materialised, Prepared,
-    RoundDone, ShardCalibrated, ShotCorrected,
+    RoundDone, ShardCalibrated, ShotCorrected, Trace,
 };
 use std::collections::BTreeMap;
 use types::{Checkpoint, LayerId, LayerReport, LayerState, RunSpec, Shape, ShapeChoice, Sizes};
@@ -44,6 +44,8 @@ pub struct History {
     pub paused: bool,
     /// The end, if it came.
     pub ending: Option<Ending>,
+    /// Traces by shot; under 0 that of the run.
+    pub traces: BTreeMap<u32, Trace>,
 }
 
 /// What is known of one shot.
@@ -105,6 +107,9 @@ impl History {
                 for event in events {
                     self.apply(event);
                 }
+            }
+            Event::Traced { shot, trace } => {
+                self.traces.insert(shot, trace);
             }
             Event::Prepared(p) => self.prepared = Some(p),
             Event::Evaluated(e) => {

@@ -17,6 +17,7 @@ use types::{
 };
 
 /// Chooses the cut for the shot's budget and makes it durable.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn allocate(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     if known.cut.is_some() {

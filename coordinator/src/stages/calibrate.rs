@@ -61,6 +61,7 @@ pub(crate) async fn iterate(run: &Run, shot: u32) -> Result<(), RunError> {
 }
 
 /// The shot's last pass, for most curvatures the only one.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
     sweep(run, shot, run.spec().passes()).await
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use types::{Checkpoint, LayerReport, Sizes, Structure};
 
 /// Writes the shot's manifest and journals its sizes.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn commit(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     if known.committed.is_none() {

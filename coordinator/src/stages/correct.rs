@@ -12,6 +12,7 @@ use service::keys;
 use types::{Checkpoint, CorrectionReport, LayerId, LayerState};
 
 /// Has the shot's checkpoint corrected; the corrected one takes its place. Nothing for rank 0.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn correct(run: &Run, shot: u32) -> Result<(), RunError> {
     if run.spec().correct_rank == 0 {
         return Ok(());

@@ -16,6 +16,7 @@ use service::keys;
 use types::{CostHistogram, ElementCut, LayerCut, LayerReport, ObjectRef};
 
 /// Has the costs near the threshold counted more closely: the second count of the radix select. Nothing for units.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn refine(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     if !run.spec().structure.is_masked() || known.cut.is_some() {

@@ -11,6 +11,7 @@ use proto::v1::task::Work;
 use types::{Evaluation, Target};
 
 /// Measures the held-out loss after `shot` (0: the dense model), if there is held-out data.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn evaluate(run: &Run, shot: u32) -> Result<(), RunError> {
     let Some(data) = prepared(run)?.eval_data else { return Ok(()) };
     if run.history(|h| h.evaluations.contains_key(&shot)) {
@@ -39,6 +40,7 @@ pub(crate) async fn evaluate(run: &Run, shot: u32) -> Result<(), RunError> {
 }
 
 /// Has the folder for the size after `shot` written and proved to load, if one is wanted: the output after the last shot.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn materialise(run: &Run, shot: u32) -> Result<(), RunError> {
     let spec = run.spec();
     let output = if run.history(|h| h.is_last(shot)) { Some(spec.output.clone()) } else { waypoint(run, shot)? };

@@ -11,6 +11,7 @@ use proto::v1::task::Work;
 use types::{ModelDescription, Schedule, Sizes, Target, format_bytes};
 
 /// Has a calibrator describe model and data; when the run goes on, makes sure that they are what they were.
+#[tracing::instrument(skip_all, fields(run = %run.id()))]
 pub(crate) async fn prepare(run: &Run) -> Result<(), RunError> {
     if run.history(|h| h.written().is_some()) {
         return Ok(());

@@ -29,6 +29,7 @@ pub(super) async fn weigh(run: &Run, shot: u32, pass: u32) -> Result<(), RunErro
 }
 
 /// Has every block's removal paths computed, the last block first: its factors come first.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
     let scored = run.history(|h| h.shots.get(&shot).map(|s| s.scored.clone()).unwrap_or_default());
     let checkpoint = run.history(|h| h.cut_from(shot));
@@ -54,6 +55,7 @@ pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
 }
 
 /// Has the cut carried out in every block.
+#[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     let cut = known.cut.ok_or_else(|| invalid("journal", "an update ran before the cut was chosen"))?;

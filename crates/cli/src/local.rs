@@ -22,6 +22,9 @@ const COORDINATOR: &str = "coordinator";
 const CALIBRATOR: &str = "calibrator";
 const SURGEON: &str = "surgeon";
 
+/// Nobody probes the services of a command.
+const NEVER_STUCK: Duration = Duration::MAX;
+
 /// The command follows one run and waits for no other.
 const ALL_RUNS: usize = usize::MAX;
 
@@ -158,6 +161,7 @@ impl Local {
             store: deployment.store.clone(),
             coordinator: Some(self.connector.channel(&endpoint(COORDINATOR))?),
             connector: self.connector.clone(),
+            stuck_after: NEVER_STUCK,
         })
     }
 

@@ -43,6 +43,13 @@ impl Cluster {
         self
     }
 
+    /// Returns it with variables of the environment for its services.
+    #[must_use]
+    pub fn with_variables(mut self, variables: &[(&str, &str)]) -> Self {
+        self.variables.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
+    }
+
     /// Returns the store's folder, unless it was given another store.
     pub fn store(&self) -> PathBuf {
         self.folder.join("store")

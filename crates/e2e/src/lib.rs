@@ -8,6 +8,7 @@ pub mod disturbed;
 pub mod flaky;
 pub mod moto;
 pub mod proxy;
+pub mod rotel;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -18,6 +18,8 @@ use types::Dtype;
 pub const LIBTORCH_VERSION: (u8, u8) = (2, 11);
 
 const CUDA_LIBRARY: &str = "libtorch_cuda.so";
+/// The CUDA runtime that libtorch 2.11 is built with.
+const CUDA_RUNTIME: &str = "libcudart.so.13";
 
 /// What `--device` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -147,6 +149,21 @@ fn cuda_devices() -> Result<i64, String> {
             Ok(if Cuda::is_available() { Cuda::device_count() } else { 0 })
         })
         .clone()
+}
+
+/// Returns how much memory of a GPU is in use, by all processes; `None` for the CPU, and where CUDA does not say.
+pub fn memory_used(device: Device) -> Option<u64> {
+    let Device::Cuda(number) = device else { return None };
+    let number = i32::try_from(number).ok()?;
+    // SAFETY: the CUDA runtime is the one that libtorch has loaded, so that opening it by name only finds it again. Both
+    // functions are part of its stable C interface, are safe from any thread, and write only to the two numbers.
+    unsafe {
+        let runtime = Library::open(Some(CUDA_RUNTIME), RTLD_NOW).ok()?;
+        let select = runtime.get::<unsafe extern "C" fn(i32) -> i32>(b"cudaSetDevice\0").ok()?;
+        let info = runtime.get::<unsafe extern "C" fn(*mut usize, *mut usize) -> i32>(b"cudaMemGetInfo\0").ok()?;
+        let (mut free, mut total) = (0, 0);
+        (select(number) == 0 && info(&raw mut free, &raw mut total) == 0).then(|| (total - free) as u64)
+    }
 }
 
 /// Returns the innermost message of an error.

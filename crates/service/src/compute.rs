@@ -38,13 +38,13 @@ impl ComputeThread {
     /// `queue` is how many jobs may wait; who brings one more waits too.
     pub fn spawn(name: &str, queue: usize) -> io::Result<ComputeHandle> {
         let (jobs, mut waiting) = mpsc::channel::<Job>(queue.max(1));
-        let beat = Arc::new(Beat { start: Instant::now(), last: AtomicU64::new(IDLE) });
+        let beat = Beat(Arc::new(LastBeat { start: Instant::now(), last: AtomicU64::new(IDLE) }));
         let handle = ComputeHandle { jobs, beat: beat.clone() };
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             while let Some(job) = waiting.blocking_recv() {
                 beat.touch();
                 job();
-                beat.last.store(IDLE, Ordering::Relaxed);
+                beat.0.last.store(IDLE, Ordering::Relaxed);
             }
         })?;
         Ok(handle)
@@ -55,7 +55,7 @@ impl ComputeThread {
 #[derive(Debug, Clone)]
 pub struct ComputeHandle {
     jobs: mpsc::Sender<Job>,
-    beat: Arc<Beat>,
+    beat: Beat,
 }
 
 impl ComputeHandle {
@@ -83,20 +83,20 @@ impl ComputeHandle {
         self.beat.touch();
     }
 
-    /// Returns for how long the present job has given no sign of life; zero when there is none.
-    pub fn silent_for(&self) -> Duration {
-        match self.beat.last.load(Ordering::Relaxed) {
-            IDLE => Duration::ZERO,
-            last => self.beat.start.elapsed().saturating_sub(Duration::from_millis(last)),
-        }
+    /// Returns the thread's signs of life, which outlive this handle and do not keep the thread alive.
+    pub fn beat(&self) -> Beat {
+        self.beat.clone()
     }
 }
 
 const IDLE: u64 = u64::MAX;
 
-/// When the thread last gave a sign of life.
+/// The compute thread's signs of life; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Beat(Arc<LastBeat>);
+
 #[derive(Debug)]
-struct Beat {
+struct LastBeat {
     start: Instant,
     /// Milliseconds after `start`, or [`IDLE`].
     last: AtomicU64,
@@ -104,7 +104,15 @@ struct Beat {
 
 impl Beat {
     fn touch(&self) {
-        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.0.last.store(self.0.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Returns for how long the present job has given no sign of life; zero when there is none.
+    pub fn silent_for(&self) -> Duration {
+        match self.0.last.load(Ordering::Relaxed) {
+            IDLE => Duration::ZERO,
+            last => self.0.start.elapsed().saturating_sub(Duration::from_millis(last)),
+        }
     }
 }
 
@@ -150,14 +158,14 @@ mod tests {
         let (before, after) = handle
             .run(move || {
                 thread::sleep(Duration::from_millis(30));
-                let before = inside.silent_for();
+                let before = inside.beat().silent_for();
                 inside.touch();
-                (before, inside.silent_for())
+                (before, inside.beat().silent_for())
             })
             .await
             .unwrap();
         assert!(before >= Duration::from_millis(25) && after < before, "{before:?} {after:?}");
-        while handle.silent_for() != Duration::ZERO {
+        while handle.beat().silent_for() != Duration::ZERO {
             tokio::task::yield_now().await;
         }
     }

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod compute;
 pub mod keys;
 pub mod listen;
+pub mod memory;
 pub mod network;
 pub mod program;
 pub mod request_id;
@@ -23,7 +24,7 @@ pub mod transport;
 pub mod worker;
 
 pub use access::{Guard, TokenFile};
-pub use compute::{ComputeError, ComputeHandle, ComputeThread};
+pub use compute::{Beat, ComputeError, ComputeHandle, ComputeThread};
 pub use request_id::RequestIds;
 pub use retry::Retry;
 pub use server::{Peers, Server};

@@ -4,6 +4,7 @@
 use crate::access::{Guard, TokenFile};
 use crate::listen::{Address, Listener, Plain};
 use crate::program::{Exit, Failure};
+use crate::telemetry;
 use crate::tls::{Tls, TlsArgs};
 use crate::transport::{Connector, MemoryNetwork};
 use clap::Args;
@@ -18,6 +19,9 @@ pub struct NetworkArgs {
     /// Where to tell health, and nothing else, without TLS: IP:PORT, for probes [default: nowhere]
     #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
     pub admin: Option<Address>,
+    /// Where to tell metrics to Prometheus, as plain HTTP at `/metrics`: IP:PORT [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
+    pub metrics: Option<Address>,
     /// File of the bearer token that callers show; read again when it changes
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     pub token_file: Option<PathBuf>,
@@ -57,6 +61,9 @@ impl NetworkArgs {
             Some(address) => Some(bind(address, None, Plain::Anywhere).await?),
             None => None,
         };
+        if let Some(address) = &self.metrics {
+            telemetry::scrape(bind(address, None, Plain::Anywhere).await?); // as for probes
+        }
         let connector = Connector::new(MemoryNetwork::new()).between_hosts(tls.clone(), plain, token.clone());
         Ok(Network {
             listener,

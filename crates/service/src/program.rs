@@ -19,6 +19,8 @@ use std::time::Duration;
 /// How long a service may take to lay down its work after a signal, before it is ended anyway. Longer than the workers'
 /// own bounds on handlers and releases together.
 const DRAIN: Duration = Duration::from_secs(12);
+/// How long a collector may take for what waits at the end.
+const FLUSH: Duration = Duration::from_secs(2);
 /// Threads that carry messages; computing has its own.
 const MESSAGE_THREADS: usize = 4;
 
@@ -36,6 +38,8 @@ pub struct ProgramArgs {
 /// What the services' programs differ in, besides their own flags.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
+    /// What it is called in traces and metrics.
+    pub name: &'static str,
     /// Begins the names of environment variables: `--some-flag` is also `PREFIX_SOME_FLAG`.
     pub prefix: &'static str,
     /// Where it listens if nothing is said: a port of its own on this host.
@@ -52,9 +56,6 @@ where
         Ok(args) => args,
         Err(code) => return code,
     };
-    if let Err(error) = telemetry::init(args.as_ref().log_format, "info") {
-        return end(&Failure::new(Exit::Usage, crate::status::chain(&error)));
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(MESSAGE_THREADS)
         .thread_name("messages")
@@ -63,6 +64,11 @@ where
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return end(&Failure::new(Exit::System, format!("cannot start threads: {error}"))),
+    };
+    let telemetry = runtime.block_on(async { telemetry::init(program.name, args.as_ref().log_format, "info") });
+    let telemetry = match telemetry {
+        Ok(telemetry) => telemetry,
+        Err(error) => return end(&Failure::new(Exit::Usage, crate::status::chain(&error))),
     };
     let (served, drained) = runtime.block_on(async {
         let shutdown = match Shutdown::on_signals() {
@@ -78,6 +84,7 @@ where
             () = overdue => (Err(Failure::new(Exit::Overdue, "did not stop in time; open leases will expire".into())), false),
         }
     });
+    telemetry.flush(FLUSH); // while there is a runtime to send with
     runtime.shutdown_timeout(Duration::from_secs(1));
     let exit = match &served {
         Ok(()) => Exit::Done,

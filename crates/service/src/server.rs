@@ -3,7 +3,10 @@
 //! Handlers of long streams must end them when the same token fires: a graceful stop waits for open streams, until the
 //! grace is over.
 
+mod calls;
+
 use crate::access::Guard;
+use crate::compute::Beat;
 use crate::listen::Listener;
 use crate::transport::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES};
 use futures::Stream;
@@ -20,6 +23,11 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+
+/// The name under which probes ask whether a process is alive; under the empty name they ask whether it is ready.
+pub const LIVE: &str = "live";
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
@@ -45,6 +53,8 @@ pub struct Server {
     admin_routes: Routes,
     /// Whether it is ready; always, if nobody says.
     ready: Option<watch::Receiver<bool>>,
+    /// Whose silence, and how much of it, means that the process is stuck.
+    alive: Option<(Beat, Duration)>,
 }
 
 impl Server {
@@ -53,7 +63,7 @@ impl Server {
         let (health, service) = tonic_health::server::health_reporter();
         let admin_routes = Routes::new(service.clone());
         let routes = reflection(Routes::new(service));
-        Self { routes, health, names: Vec::new(), peers, admin: None, admin_routes, ready: None }
+        Self { routes, health, names: Vec::new(), peers, admin: None, admin_routes, ready: None, alive: None }
     }
 
     /// Tells health on a port of its own as well, for probes.
@@ -66,6 +76,12 @@ impl Server {
     #[must_use]
     pub fn ready_when(self, ready: watch::Receiver<bool>) -> Self {
         Self { ready: Some(ready), ..self }
+    }
+
+    /// Is alive only while the compute thread gives signs of life at least so often.
+    #[must_use]
+    pub fn alive_while(self, beat: Beat, silent_for_less_than: Duration) -> Self {
+        Self { alive: Some((beat, silent_for_less_than)), ..self }
     }
 
     /// Adds a service for everybody.
@@ -119,6 +135,9 @@ impl Server {
                 stop.run_until_cancelled(follow(ready, health, names)).await;
             }))
         });
+        self.health.set_service_status(LIVE, ServingStatus::Serving).await;
+        let _watch =
+            self.alive.map(|(beat, limit)| AbortOnDrop(tokio::spawn(look_after(beat, limit, self.health.clone()))));
         let _admin = self.admin.map(|listener| {
             let server = builder(self.peers).add_routes(self.admin_routes);
             let served = server.serve_with_incoming(listener.incoming());
@@ -128,7 +147,7 @@ impl Server {
                 }
             }))
         });
-        let router = builder(self.peers).add_routes(self.routes);
+        let router = builder(self.peers).layer(calls::Measured::new()).add_routes(self.routes);
         let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         let overdue = async {
             shutdown.cancelled().await;
@@ -191,6 +210,24 @@ async fn follow(mut ready: watch::Receiver<bool>, health: HealthReporter, names:
     while ready.changed().await.is_ok() {
         let now = *ready.borrow_and_update();
         report(&health, &names, status(now)).await;
+    }
+}
+
+/// Tells whether the compute thread lives.
+async fn look_after(beat: Beat, limit: Duration, health: HealthReporter) {
+    let mut stuck = false;
+    loop {
+        let silence = beat.silent_for();
+        if stuck != (silence > limit) {
+            stuck = !stuck;
+            health.set_service_status(LIVE, status(!stuck)).await;
+            if stuck {
+                tracing::error!(seconds = silence.as_secs(), "the compute thread gives no sign of life");
+            } else {
+                tracing::warn!("the compute thread lives again");
+            }
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -167,6 +167,11 @@ impl Store {
         Self { objects: Arc::new(InMemory::new()), folder: None }
     }
 
+    /// Returns where the store lies, if that is a folder.
+    pub fn folder(&self) -> Option<PathBuf> {
+        self.folder.clone()
+    }
+
     /// Returns the content of an object.
     pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
         let found = self.objects.get(&checked(key)?).await.map_err(|e| failed(key, e))?;

@@ -239,6 +239,7 @@ class Task(_message.Message):
     REFINE_FIELD_NUMBER: _builtins.int
     CORRECT_FIELD_NUMBER: _builtins.int
     WEIGH_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Unique within the coordinator."""
     run: _builtins.str
@@ -247,6 +248,8 @@ class Task(_message.Message):
     """Shot, from 1; 0 before the first."""
     generation: _builtins.int
     """Number of this attempt."""
+    traceparent: _builtins.str
+    """Where in its run's traces the task belongs (W3C traceparent); empty without traces."""
     @_builtins.property
     def spec(self) -> _run_pb2.RunSpec: ...
     @_builtins.property
@@ -284,10 +287,11 @@ class Task(_message.Message):
         refine: Global___RefineTask | None = ...,
         correct: Global___CorrectTask | None = ...,
         weigh: Global___WeighTask | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "correct", b"correct", "evaluate", b"evaluate", "materialise", b"materialise", "prepare", b"prepare", "refine", b"refine", "score", b"score", "spec", b"spec", "update", b"update", "weigh", b"weigh", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "correct", b"correct", "evaluate", b"evaluate", "generation", b"generation", "materialise", b"materialise", "prepare", b"prepare", "refine", b"refine", "run", b"run", "score", b"score", "shot", b"shot", "spec", b"spec", "task_id", b"task_id", "update", b"update", "weigh", b"weigh", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "correct", b"correct", "evaluate", b"evaluate", "generation", b"generation", "materialise", b"materialise", "prepare", b"prepare", "refine", b"refine", "run", b"run", "score", b"score", "shot", b"shot", "spec", b"spec", "task_id", b"task_id", "traceparent", b"traceparent", "update", b"update", "weigh", b"weigh", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["prepare", "calibrate", "score", "update", "evaluate", "materialise", "refine", "correct", "weigh"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015

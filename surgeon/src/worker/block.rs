@@ -4,6 +4,7 @@
 use crate::bench::{Bench, BlockJob, Digit, NewLayer};
 use crate::error::Error;
 use crate::job::Block;
+use crate::metrics;
 use bytes::Bytes;
 use proto::v1;
 use service::checkpoint::{self, LayerBytes};
@@ -65,9 +66,13 @@ impl Blocks {
         let json = self
             .with_factors(stop, move |bench, cancelled| {
                 if job.spec.structure.is_masked() {
-                    json(&bench.histograms(&job, Digit::First, cancelled)?)
+                    let histograms = bench.histograms(&job, Digit::First, cancelled)?;
+                    metrics::damped(histograms.iter().map(|h| h.damping));
+                    json(&histograms)
                 } else {
-                    json(&bench.score(&job, cancelled)?)
+                    let paths = bench.score(&job, cancelled)?;
+                    metrics::damped(paths.iter().map(|p| p.damping));
+                    json(&paths)
                 }
             })
             .await?;

@@ -92,6 +92,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         )),
         Event::Created { .. }
         | Event::TakenOver { .. }
+        | Event::Traced { .. }
         | Event::ShotOpened { .. }
         | Event::BlockWeighed(_)
         | Event::RoundDone(_)

@@ -60,6 +60,7 @@ impl Timeline {
             Event::Created { .. }
             | Event::TakenOver { .. }
             | Event::Inherited { .. }
+            | Event::Traced { .. }
             | Event::ShotOpened { .. }
             | Event::RoundDone(_)
             | Event::ShotCommitted { .. }

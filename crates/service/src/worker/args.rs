@@ -10,6 +10,7 @@ use crate::store::Store;
 use crate::transport::{Connector, Wire};
 use clap::Args;
 use proto::v1::WorkerRole;
+use std::time::Duration;
 use types::WorkerId;
 
 /// Flags of a worker's place among the others.
@@ -31,6 +32,10 @@ pub struct WorkerArgs {
     /// [with --standalone: in memory]
     #[arg(long, value_name = "STORE", required_unless_present = "standalone", help_heading = "Storage")]
     pub store: Option<String>,
+    /// Seconds without a sign of life from the thread that computes after which probes are told that this process is stuck:
+    /// more than its longest single step takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Program")]
+    pub stuck_after: u32,
     /// Where to listen, and who may call.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -58,6 +63,8 @@ pub struct Place {
     pub coordinator: Option<Wire>,
     /// How others are reached.
     pub connector: Connector,
+    /// For how long its computing may be silent before it counts as stuck.
+    pub stuck_after: Duration,
 }
 
 impl WorkerArgs {
@@ -87,6 +94,7 @@ impl WorkerArgs {
                     store: store?,
                     coordinator,
                     connector: network.connector,
+                    stuck_after: Duration::from_secs(self.stuck_after.into()),
                 };
                 Ok((place, network.listener))
             }
