@@ -53,7 +53,7 @@ demo-data: ## Put the State of the Union addresses into the cache
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup test-models check-output test-python test-clients ## Everything but lint; the test runner's summary comes last
+test: setup test-models check-output test-python test-clients test-observability ## Everything but lint; the test runner's summary comes last
 ifdef NEXTEST
 	@$(CARGO) test --release --workspace --doc --quiet
 	@$(CARGO) nextest run --release --workspace --no-fail-fast $(TEST_FLAGS)
@@ -75,6 +75,31 @@ test-models: ## Make glassllm-en, the tests' small trained model, moto, a server
 .PHONY: check-output
 check-output: build-tests test-models ## Prune glassllm and check the folders with transformers' AutoConfig, without torch
 	@scripts/check_output.sh
+
+.PHONY: test-observability
+test-observability: build-tests test-models ## Real services scraped by a real Prometheus: what they tell, every panel, every alert (prometheus, curl)
+	@scripts/test_observability.sh
+
+.PHONY: check-k8s
+check-k8s: build ## Render k8s/, check it against the schemas and the programs' flags (kubectl), dashboards and alerts (promtool, npm)
+	@scripts/k8s.sh
+	@scripts/check_observability.sh
+
+.PHONY: images-check
+images-check: build test-models ## The images' root file systems without a container engine: every library is there, a run over three containers
+	@scripts/images.sh check
+
+.PHONY: images-sbom
+images-sbom: build ## Bills of materials of the images, CycloneDX 1.6 (OUT=sbom)
+	@scripts/images.sh sbom $(or $(OUT),sbom)
+
+.PHONY: images-lint
+images-lint: ## hadolint over the Containerfiles; whether their Rust is that of rust-toolchain.toml
+	@scripts/images.sh lint
+
+.PHONY: dashboards
+dashboards: ## Write the dashboards below k8s/observability
+	@python3 scripts/dashboards.py
 
 .PHONY: test-python
 test-python: build-tests test-models ## The Python client: its stubs as proto/ gives them, its types, its tests against real services
