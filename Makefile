@@ -183,6 +183,11 @@ quality-quick: build test-models ## Methods, shots and predictions on glassllm: 
 report-screenshot: build test-models ## Take the picture of a run's page, docs/report.png (needs Chromium)
 	@scripts/report_screenshot.sh
 
+.PHONY: bench-telemetry
+bench-telemetry: build test-models ## What telemetry costs a sweep: a collector that takes it, never answers, or is not there (ten minutes)
+	@python3 scripts/bench_telemetry.py --programs "$$(dirname "$$(scripts/binary.sh)")" --collector "$(CACHE)/venvs/rotel/bin/rotel-agent" \
+	  --model "$(CACHE)/models/glassllm-en" --text testdata/text/calibration $(BENCH_ARGS)
+
 .PHONY: bench-net
 bench-net: setup ## What moving factors costs over loopback, without and with TLS, beside a bare socket (GIB=1)
 	@$(CARGO) run --release -p cli --example bench_net -- $(or $(GIB),1)

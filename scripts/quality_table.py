@@ -4,7 +4,8 @@
 Every row is one method on the same data and machine: one `llm-surgeon prune` a seed, whose other sizes
 `llm-surgeon materialise` cuts from the same curvature (what a run of its own to that size gives). The table goes to
 standard output and to docs/quality.md, the figures to docs/quality.json, which quality_plot.py draws. What is done is kept
-in a folder and not done again, so the command can be stopped.
+in a folder and not done again, so the command can be stopped. Rows that are not asked for stay as they were measured; the
+page says which program measured which.
 
     make quality                  all rows (about two hours on 2 quiet cores), table and plot
     scripts/quality_table.py --binary llm-surgeon --cache ~/.cache/llm-surgeon --rows 'correlated'
@@ -155,21 +156,30 @@ def cell(found):
     return f"× {statistics.mean(ratios):.3f}{half} ({statistics.mean(left):.1%} left)"
 
 
-def render(before, results):
-    """Returns the table: one line a method, one column a size."""
+def render(dense, figures):
+    """Returns the table: one line a method, one column a size; and what it was measured with."""
     lines = ["| method | " + " | ".join(f"{size:.0%} of the prunable weights" for size in SIZES) + " |"]
     lines.append("|---" * (len(SIZES) + 1) + "|")
-    for name in dict.fromkeys(name for name, _ in results):
-        lines.append(f"| {name} | " + " | ".join(cell(results.get((name, size))) for size in SIZES) + " |")
-    data = before["data"]
+    for name in dict.fromkeys(row["name"] for row in figures):
+        ends = [end for row in figures if row["name"] == name for end in row["sizes"]]
+        found = lambda size: [(end["ratio"], end["size"]) for end in ends if end["target"] == size]
+        lines.append(f"| {name} | " + " | ".join(cell(found(size)) for size in SIZES) + " |")
+    data = dense["data"]
+    programs = dict.fromkeys(row["program"] for row in figures)
+    by = "; ".join(f"{program[:8]}: " + " · ".join(names_of(figures, program)) for program in programs)
     lines += [
         "",
         f"SmolLM2-135M-Instruct, {COMMON.replace('--', '')}, seeds from 0 (± is half their range); held-out perplexity of the dense model "
-        f"{before['perplexity']:.3f} ({before['segments']} of {before['segments_in_data']} segments of {before['seq_len']} "
-        f"tokens, {before['dtype']}, data {data['digest'][:12]}, tokenizer {data['tokenizer_digest'][:12]}, no BOS). "
-        "Made by `make quality`.",
+        f"{dense['perplexity']:.3f} ({dense['segments']} of {dense['segments_in_data']} segments of {dense['seq_len']} "
+        f"tokens, {dense['dtype']}, data {data['digest'][:12]}, tokenizer {data['tokenizer_digest'][:12]}, no BOS). "
+        f"Made by `make quality`. Programs, by digest: {by}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def names_of(figures, program):
+    """Returns the rows that a program measured."""
+    return dict.fromkeys(row["name"] for row in figures if row["program"] == program)
 
 
 def main():
@@ -182,35 +192,45 @@ def main():
     work = folder_of(options.cache, "quality", options.binary)
     model = options.cache / "models" / "SmolLM2-135M-Instruct"
     text = [options.cache / "sotu" / name for name in ("calibration", "heldout")]
-    results, figures = {}, []
     page = pathlib.Path(__file__).resolve().parent.parent / "docs" / "quality.md"
+    figures, dense = [], None
     for seed, row in sorted((seed, at) for at, row in enumerate(ROWS) for seed in range(row.seeds) if options.rows in row.name):
         row = ROWS[row]
         summaries = cut(options.binary, work, model, text, row, seed, options.done)
         if summaries is None:
             print(f"  not done yet: {row.name}, seed {seed}", file=sys.stderr)
             continue
-        found = measured(summaries, row.sizes)
-        for size, ratio, left in found:
-            results.setdefault((row.name, size), []).append((ratio, left))
         of_shot = lambda shot: {key: shot[key] for key in ("shot", "predicted", "measured")}
         shots = [of_shot(shot) for summary in summaries for shot in summary["shots"]]
-        sizes = [{"size": left, "ratio": ratio} for _, ratio, left in found]
-        figures.append({"name": row.name, "options": row.options, "seed": seed, "shots": shots, "sizes": sizes})
-        before = summaries[0]["evaluation_before"]
+        sizes = [{"target": size, "size": left, "ratio": ratio} for size, ratio, left in measured(summaries, row.sizes)]
+        figures.append({"name": row.name, "options": row.options, "seed": seed, "program": work.name, "shots": shots, "sizes": sizes})
+        dense = summaries[0]["evaluation_before"]
     if not figures:
         sys.exit("no row is done")
-    table = render(before, results)
+    figures = with_earlier(figures, json.loads(page.with_suffix(".json").read_text()), dense)
+    table = render(dense, figures)
     print(table)
-    if not options.rows:
-        page.write_text(
-            "# Quality\n\nHeld-out perplexity relative to the dense model, by size and method.\n\n"
-            + table
-            + "\n![Perplexity by size, and predicted against measured rise of the loss](quality.svg)\n\n"
-            "Right: each point is one shot; the prediction ½ δᵀ F δ is of the calibration loss under the damped curvature of "
-            "that shot's samples, the measurement is on held-out text.\n"
-        )
-        page.with_suffix(".json").write_text(json.dumps({"dense": before, "common": COMMON, "rows": figures}, indent=1))
+    page.write_text(
+        "# Quality\n\nHeld-out perplexity relative to the dense model, by size and method.\n\n"
+        + table
+        + "\n![Perplexity by size, and predicted against measured rise of the loss](quality.svg)\n\n"
+        "Right: each point is one shot; the prediction ½ δᵀ F δ is of the calibration loss under the damped curvature of "
+        "that shot's samples, the measurement is on held-out text.\n"
+    )
+    page.with_suffix(".json").write_text(json.dumps({"dense": dense, "common": COMMON, "rows": figures}, indent=1))
+
+
+def with_earlier(figures, before, dense):
+    """Returns the rows measured now and those of the page that were not, in the order of the table."""
+    if before["common"] != COMMON or before["dense"]["data"] != dense["data"]:
+        return figures  # of other text or by another protocol: not to be set side by side
+    if abs(before["dense"]["perplexity"] / dense["perplexity"] - 1) > 1e-4:
+        sys.exit(f"the dense model's perplexity was {before['dense']['perplexity']}, now it is {dense['perplexity']}: measure all rows")
+    now = {(row["name"], row["seed"]) for row in figures}
+    options = {row.name: row.options for row in ROWS}
+    kept = [row for row in before["rows"] if (row["name"], row["seed"]) not in now and options.get(row["name"]) == row["options"]]
+    order = [row.name for row in ROWS]
+    return sorted(figures + kept, key=lambda row: (row["seed"], order.index(row["name"])))
 
 
 if __name__ == "__main__":

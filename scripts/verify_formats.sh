@@ -4,6 +4,7 @@
 #   verify_formats.sh hf      transformers + torch (4.3 GB of packages)
 #   verify_formats.sh gguf    llama.cpp, built from its source package (about ten minutes on 2 cores, once); then a pruned
 #                             SmolLM2 in f32 must go on from a prompt as it does here, and in 8 bits it must speak
+#   TRANSFORMERS=4.57.3       for hf: another release of transformers than that of scripts/requirements/golden.txt
 #   GOLDEN_PYTHON=PATH        for hf: an interpreter that has scripts/requirements/golden.txt; default: one in the cache
 set -euo pipefail
 # shellcheck source=scripts/common.sh
@@ -21,9 +22,20 @@ if [ -z "$interpreter" ] || [ "$1" = gguf ]; then
   interpreter="$(environment "$packages")"
   unlock_cache
 fi
+if [ -n "${TRANSFORMERS:-}" ]; then
+  other="$cache/transformers-$TRANSFORMERS"
+  if [ ! -d "$other" ]; then
+    say "installing transformers $TRANSFORMERS"
+    "$interpreter" -m pip install --quiet --target "$other.part" "transformers==$TRANSFORMERS" \
+      || die "pip could not install transformers $TRANSFORMERS" "is the package index (PyPI) reachable?"
+    mv "$other.part" "$other"
+  fi
+  export PYTHONPATH="$other"
+fi
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-"${CARGO:-cargo}" run --quiet --release -p model --example write_formats -- "$work"
+"${CARGO:-cargo}" build --quiet --release --workspace --example write_formats
+"$(dirname "$("$scripts/binary.sh")")/examples/write_formats" "$work"
 "$interpreter" "$scripts/verify_formats.py" "$1" "$work"
 [ "$1" = gguf ] || exit 0
 

@@ -282,7 +282,7 @@ pub struct CutChosen {
     pub largest_damping: f64,
     /// Layer by layer: damping used (removals are filled in when the shot is committed).
     pub layers: Vec<LayerReport>,
-    /// What other sizes were predicted to cost; `None` for single weights, and in journals of earlier programs.
+    /// What other sizes were predicted to cost; `None` in journals of earlier programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub curve: Option<CostCurve>,
 }

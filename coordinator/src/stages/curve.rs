@@ -4,9 +4,10 @@ use super::prepared;
 use crate::error::RunError;
 use crate::event::{CostCurve, LayerCurve};
 use crate::run::Run;
-use planning::curve::{per_layer_curve, thinned, uniform_curve};
+use planning::curve::{per_layer_curve, single_items_curve, thinned, uniform_curve};
 use planning::threshold::{LayerPath, Stretch};
-use types::{LayerState, ModelDescription, RemovalPath, Shape};
+use std::collections::BTreeMap;
+use types::{CostHistogram, LayerState, ModelDescription, RemovalPath, Shape};
 
 /// Points of the whole model's curve.
 const MODEL_POINTS: usize = 200;
@@ -32,6 +33,35 @@ pub(super) fn curve(
         LayerCurve { layer: path.layer.clone(), points: layer_points(layer, all, left) }
     };
     Ok(CostCurve { model: model.collect(), layers: paths.iter().zip(layers).map(of_layer).collect() })
+}
+
+/// Returns the curves of a round of single weights, or windows of them: what each would cost alone, cheapest first.
+pub(super) fn of_elements(
+    run: &Run,
+    histograms: &[CostHistogram],
+    weights_an_item: u64,
+) -> Result<CostCurve, RunError> {
+    let dense = prepared(run)?.model.dense.prunable;
+    let mut all: BTreeMap<u16, u64> = BTreeMap::new();
+    for (digit, items) in histograms.iter().flat_map(|h| &h.bins) {
+        *all.entry(*digit).or_default() += items;
+    }
+    let left = |items: u64| dense.saturating_sub(items * weights_an_item);
+    let model = few(&single_items_curve(all), MODEL_POINTS).into_iter().map(|(gone, cost)| (left(gone), rounded(cost)));
+    let of_layer = |histogram: &CostHistogram| {
+        let items: u64 = histogram.bins.iter().map(|(_, items)| items).sum();
+        let share = |gone: u64| rounded(gone as f64 / items.max(1) as f64);
+        let points = few(&single_items_curve(histogram.bins.iter().copied()), LAYER_POINTS).into_iter();
+        let points = points.map(|(gone, cost)| (share(gone), rounded(cost))).collect();
+        LayerCurve { layer: histogram.layer.clone(), points }
+    };
+    Ok(CostCurve { model: model.collect(), layers: histograms.iter().map(of_layer).collect() })
+}
+
+/// Returns a part of a curve's points.
+fn few(points: &[(u64, f64)], most: usize) -> Vec<(u64, f64)> {
+    let positions: Vec<u64> = points.iter().map(|(gone, _)| *gone).collect();
+    thinned(&positions, most).into_iter().map(|at| points[at]).collect()
 }
 
 /// Returns how many units a layer had in the original model and has before the shot.

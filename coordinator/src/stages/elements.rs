@@ -2,6 +2,7 @@
 //! may choose them in several rounds.
 
 use super::calibrate::shard_count;
+use super::curve;
 use super::score::{each_block, rounds_done};
 use super::{bad_message, check_damping, invalid, load_json, prepared, put_manifest, size_before, wrong_result};
 use crate::error::RunError;
@@ -83,7 +84,7 @@ pub(super) async fn choose(run: &Run, shot: u32) -> Result<CutChosen, RunError> 
         damped_layers,
         largest_damping,
         layers,
-        curve: None,
+        curve: Some(curve::of_elements(run, &first, weights_an_item(run))?),
     })
 }
 

@@ -44,6 +44,20 @@ pub fn uniform_curve(paths: &[LayerPath], most: usize) -> Result<Vec<CurvePoint>
     Ok(curve)
 }
 
+/// Returns the curve of single items that go cheapest first, each at its own cost, from counts of the upper 16 bits of their
+/// costs as f32 (`bins`, rising): (items gone, sum of their costs), one point after each bin, costs to within 0.4 %.
+///
+/// Costs of items that go together add up to this only as long as nothing that stays is updated for them.
+pub fn single_items_curve(bins: impl IntoIterator<Item = (u16, u64)>) -> Vec<(u64, f64)> {
+    // The middle of what begins with these bits; the first bin is of items that are gone, at cost 0.
+    let cost = |digit: u16| if digit == 0 { 0.0 } else { f64::from(f32::from_bits((u32::from(digit) << 16) | 0x8000)) };
+    let sums = bins.into_iter().scan((0, 0.0), |(gone, sum), (digit, items)| {
+        (*gone, *sum) = (*gone + items, *sum + items as f64 * cost(digit));
+        Some((*gone, *sum))
+    });
+    std::iter::once((0, 0.0)).chain(sums).collect()
+}
+
 /// Returns which of some `positions`, which never fall, stand for all of them: the first, the last, and between them the
 /// first at or beyond each of evenly spaced ones; at most `most`, and all where there are no more.
 pub fn thinned(positions: &[u64], most: usize) -> Vec<usize> {
@@ -73,6 +87,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use types::{LayerId, PathStep, Unit, UnitKind};
+
+    #[test]
+    fn single_items_go_cheapest_first_at_their_own_cost() {
+        let digit = |cost: f32| (cost.to_bits() >> 16) as u16;
+        let curve = single_items_curve([(0, 5), (digit(0.5), 2), (digit(3.0), 1)]);
+        let [start, gone, cheap, all] = curve.as_slice() else { panic!("{curve:?}") };
+        assert_eq!((*start, *gone), ((0, 0.0), (5, 0.0)));
+        assert!(cheap.0 == 7 && (cheap.1 / 1.0 - 1.0).abs() < 4e-3, "{cheap:?}");
+        assert!(all.0 == 8 && (all.1 / 4.0 - 1.0).abs() < 4e-3, "{all:?}");
+    }
 
     proptest! {
         #[test]

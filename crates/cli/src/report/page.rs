@@ -229,12 +229,11 @@ fn curve_notes(source: &Source<'_>, without_curves: bool) -> Vec<String> {
     let history = source.history;
     let mut notes = Vec::new();
     if without_curves {
-        let why = if source.spec.structure.is_masked() {
-            "Single weights have no removal paths, so there is no curve: their costs change with each update."
-        } else {
-            "The journal of this run holds no curves: it was written by an earlier version."
-        };
-        notes.push(why.to_owned());
+        notes.push("The journal of this run holds no curves: it was written by an earlier version.".to_owned());
+    } else if source.spec.structure.is_masked() {
+        let alone = "The curves add up what each weight (n:m: each window) would cost alone, in the last round; it was chosen by \
+                     that. What they cost together, after the update, is the prediction above.";
+        notes.push(alone.to_owned());
     }
     let cut = history.shots.get(&history.shots_done()).and_then(|s| s.cut.as_ref());
     if let Some(threshold) = cut.and_then(|c| c.threshold) {

@@ -42,11 +42,14 @@ pub(crate) fn model_costs(history: &History) -> Vec<ModelCosts> {
         let (Some(cut), Some(committed)) = (&known.cut, &known.committed) else { continue };
         let here = cut.predicted.unwrap_or(committed.predicted);
         if let Some(curve) = &cut.curve {
-            costs.push(ModelCosts {
-                shot: *shot,
-                points: curve.model.iter().map(|(left, rise)| (*left as f64 / all, before + rise)).collect(),
-                cut: (committed.sizes.measured_by(&spec.target) as f64 / all, before + here),
-            });
+            // A curve of single weights begins with those that earlier rounds took.
+            let before = before + known.rounds.iter().flat_map(|r| &r.predicted).map(|(_, rise)| rise).sum::<f64>();
+            let points: Vec<(f64, f64)> =
+                curve.model.iter().map(|(left, rise)| (*left as f64 / all, before + rise)).collect();
+            let left = committed.sizes.measured_by(&spec.target) as f64 / all;
+            // What they cost together, after the update, lies elsewhere: the cut was chosen by what each costs alone.
+            let rise = cut.predicted.map_or_else(|| falling(&points, left), |predicted| before + predicted);
+            costs.push(ModelCosts { shot: *shot, points, cut: (left, rise) });
         }
         before += here;
     }
@@ -70,7 +73,14 @@ pub(crate) fn layer_costs(history: &History, left: &[Left]) -> Vec<LayerCosts> {
 
 /// Returns the share of the original units that is gone after the cut.
 fn share_at_the_cut(history: &History, cut: &CutChosen, curve: &LayerCurve, layer: &Left) -> Option<f64> {
-    let steps = cut.cuts.iter().find(|c| c.layer == curve.layer)?.steps;
+    let of_layer = cut.cuts.iter().find(|c| c.layer == curve.layer)?;
+    let steps = of_layer.steps;
+    if let Some(elements) = of_layer.elements {
+        let window = history.spec.as_ref()?.pattern.map_or(1, |pattern| u64::from(pattern.m));
+        let layers = history.prepared.as_ref()?.model.blocks.iter().flat_map(|b| &b.layers);
+        let items = layers.filter(|l| l.layer == layer.layer).map(|l| l.rows * (l.columns / window)).sum::<u64>();
+        return Some(elements.items as f64 / items.max(1) as f64);
+    }
     let units = history.prepared.as_ref()?.model.units_of(&layer.layer)?;
     Some(curve.points.first()?.0 + f64::from(steps) / units.max(1) as f64)
 }
@@ -83,6 +93,11 @@ pub(crate) fn at(points: &[(f64, f64)], x: f64) -> f64 {
         (Some(end), None) | (_, Some(end)) => end.1,
         (None, None) => 0.0,
     }
+}
+
+/// Returns the height at `x` of a curve that runs from right to left.
+fn falling(points: &[(f64, f64)], x: f64) -> f64 {
+    at(&points.iter().rev().copied().collect::<Vec<_>>(), x)
 }
 
 /// Returns the picture of the whole model. `None` where no shot has a curve.
@@ -193,6 +208,7 @@ mod tests {
         assert_eq!(below(&points, 2.0), [(1.0, 0.0), (0.8, 1.0), (0.7, 2.0)]);
         assert_eq!(below(&points, 9.0), points);
         assert!(below(&[], 1.0).is_empty());
+        assert!((falling(&points, 0.9) - 0.5).abs() < 1e-12);
         let rising = [(0.0, 0.0), (0.5, 1.0), (1.0, 5.0)];
         for (x, y) in [(-1.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.75, 3.0), (2.0, 5.0)] {
             assert!((at(&rising, x) - y).abs() < 1e-12, "{x}");

@@ -38,6 +38,7 @@ pub(super) fn changed(folder: &ModelFolder, compaction: &Compaction) -> Result<C
         raw.insert("architectures".to_owned(), json!([config.family.architecture()]));
     }
     leave_out_blocks(config, blocks, &mut raw)?;
+    say_rope_for_earlier_versions(&mut raw);
     let widest = widest(blocks);
     raw.extend(widest.keys(config.family).into_iter().map(|(key, value)| (key.to_owned(), json!(value))));
     if config.family != Family::Opt {
@@ -91,6 +92,19 @@ fn leave_out_blocks(config: &ModelConfig, blocks: &[Place], raw: &mut Map<String
     Ok(())
 }
 
+/// Says rotary embeddings in the words of transformers before 5 as well: it does not know `rope_parameters`, and would take
+/// its default base and no scaling without a word.
+fn say_rope_for_earlier_versions(raw: &mut Map<String, Value>) {
+    let Some(Value::Object(rope)) = raw.get("rope_parameters").cloned() else { return };
+    if let Some(theta) = rope.get("rope_theta") {
+        raw.entry("rope_theta").or_insert_with(|| theta.clone());
+    }
+    if rope.get("rope_type").is_some_and(|kind| kind != "default") {
+        let scaling: Map<String, Value> = rope.into_iter().filter(|(key, _)| key != "rope_theta").collect();
+        raw.entry("rope_scaling").or_insert_with(|| Value::Object(scaling));
+    }
+}
+
 fn has_biases(config: &ModelConfig) -> bool {
     config.o_bias || config.qkv_bias || config.mlp_bias
 }
@@ -113,4 +127,22 @@ fn retype(config: &ModelConfig, heads: i64, raw: &mut Map<String, Value>) -> Res
     // Where the two families' defaults differ, Llama's is spelled out.
     raw.entry("max_position_embeddings").or_insert_with(|| json!(config.max_positions));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotary_embeddings_are_said_as_earlier_transformers_read_them() {
+        let said = |rope: Value| {
+            let Value::Object(mut raw) = json!({ "rope_parameters": rope }) else { unreachable!("an object") };
+            say_rope_for_earlier_versions(&mut raw);
+            (raw.get("rope_theta").cloned(), raw.get("rope_scaling").cloned())
+        };
+        let linear = json!({ "factor": 2.0, "rope_theta": 1000.0, "rope_type": "linear" });
+        assert_eq!(said(linear), (Some(json!(1000.0)), Some(json!({ "factor": 2.0, "rope_type": "linear" }))));
+        let plain = json!({ "rope_theta": 1e6, "rope_type": "default" });
+        assert_eq!(said(plain), (Some(json!(1e6)), None));
+    }
 }
