@@ -73,6 +73,9 @@ pub enum Error {
         /// The attempt.
         generation: Generation,
     },
+    /// A block that waited in a file and cannot be read back.
+    #[error("a block that waited in the folder of --spill cannot be read back")]
+    SpillLost,
     /// A stream that should resume behind the end of a block.
     #[error("cannot resume block {block} at byte {offset} of {bytes}")]
     ResumeBehindEnd {
@@ -167,7 +170,8 @@ impl Error {
             Self::GenerationStale { .. } => (None, R::GenerationStale),
             Self::HasCoordinator => (Some(C::InvalidInput), R::HasCoordinator),
             Self::Busy => (None, R::Busy),
-            Self::NotSwept { .. } => (None, R::PeerUnavailable),
+            // Swept again, without the folder.
+            Self::NotSwept { .. } | Self::SpillLost => (None, R::PeerUnavailable),
             Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone) | Self::Thread(_) | Self::Serve(_) => {
                 (Some(C::Internal), R::Internal)
             }

@@ -1,13 +1,14 @@
 //! `CalibratorService`: decode, ask the shelf, encode.
 
 use crate::error::Error;
-use crate::shelf::{Factors, Next, Shelf, SweepKey};
+use crate::shelf::{Factors, Next, Shelf};
 use crate::standalone::{Answers, Standalone};
 use futures::{Stream, TryStreamExt, stream};
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
 use proto::v1::calibrator_service_server::CalibratorService;
 use proto::v1::stream_factors_response::Part;
+use service::SweepKey;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status};
 use types::{Generation, WorkerId};
 
 /// How long a call waits for its sweep to begin.
-const START_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const START_WAIT: Duration = Duration::from_secs(10);
 const STREAM: Fields = Fields("StreamFactorsRequest");
 const RELEASE: Fields = Fields("ReleaseFactorsRequest");
 
@@ -52,7 +53,7 @@ struct Sending {
     /// Block that does not begin at its first byte, and the byte it begins at.
     resume: Option<(u32, u64)>,
     /// The present block and how many of its bytes are sent.
-    current: Option<(Arc<Factors>, usize)>,
+    current: Option<(Arc<Factors>, u64)>,
 }
 
 impl Sending {
@@ -82,7 +83,7 @@ impl Sending {
 
     /// Returns the next part, waiting for it; `None` at the end.
     async fn next(&mut self) -> Result<Option<Part>, Error> {
-        if let Some(chunk) = self.chunk() {
+        if let Some(chunk) = self.chunk().await? {
             return Ok(Some(Part::Chunk(chunk)));
         }
         let next = tokio::select! {
@@ -96,30 +97,30 @@ impl Sending {
     }
 
     fn begin(&mut self, factors: Arc<Factors>) -> Result<v1::FactorHeader, Error> {
-        let (block, bytes) = (factors.block, factors.bytes.len() as u64);
+        let (block, bytes) = (factors.block, factors.bytes());
         let offset = self.resume.filter(|(resumed, _)| *resumed == block).map_or(0, |(_, offset)| offset);
         if offset >= bytes {
             return Err(Error::ResumeBehindEnd { block, offset, bytes });
         }
         self.sent.insert(block);
         let header = v1::FactorHeader { block, bytes, blake3: factors.blake3.clone() };
-        self.current = Some((factors, offset as usize));
+        self.current = Some((factors, offset));
         Ok(header)
     }
 
-    /// Returns the next slice of the present block, without a copy.
-    fn chunk(&mut self) -> Option<v1::FactorChunk> {
-        let (factors, offset) = self.current.as_mut()?;
-        let end = factors.bytes.len().min(*offset + proto::CHUNK_BYTES);
-        let payload = factors.bytes.slice(*offset..end);
-        let chunk =
-            v1::FactorChunk { block: factors.block, offset: *offset as u64, crc32c: crc32c::crc32c(&payload), payload };
+    /// Returns the next slice of the present block, from memory without a copy.
+    async fn chunk(&mut self) -> Result<Option<v1::FactorChunk>, Error> {
+        let Some((factors, offset)) = &mut self.current else { return Ok(None) };
+        let end = factors.bytes().min(*offset + proto::CHUNK_BYTES as u64);
+        let payload = factors.slice(*offset..end).await.map_err(|error| self.shelf.lose(&self.key, &error))?;
+        let crc32c = crc32c::crc32c(&payload);
+        let chunk = v1::FactorChunk { block: factors.block, offset: *offset, crc32c, payload };
         crate::metrics::sent(chunk.payload.len());
         *offset = end;
-        if end == factors.bytes.len() {
+        if end == factors.bytes() {
             self.current = None;
         }
-        Some(chunk)
+        Ok(Some(chunk))
     }
 }
 

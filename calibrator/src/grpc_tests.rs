@@ -1,6 +1,7 @@
 //! The stream over the in-memory transport, from a shelf filled by hand.
 
 use super::*;
+use crate::spill::Spill;
 use bytes::Bytes;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use proto::v1::calibrator_service_server::CalibratorServiceServer;
@@ -125,4 +126,36 @@ async fn an_open_stream_ends_when_the_calibrator_stops() {
     stop.cancel();
     let error = waiting.await.unwrap().unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
+async fn spilled_blocks_stream_from_any_byte_as_those_in_memory_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let spill = Spill::open(folder.path(), 1 << 30).unwrap();
+    let (shelf, stop) = (Arc::new(Shelf::with_spill(spill)), CancellationToken::new());
+    let mut client = served(&shelf, &stop);
+    let _open = shelf.open(key(2), &[4, 5, 6, 7]);
+    for number in [7, 6, 5, 4] {
+        shelf.offer(&key(2), number, file(number), &|| false).unwrap();
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    let offset = proto::CHUNK_BYTES as u64 + 17;
+    let resumed = v1::StreamFactorsRequest { resume_block: Some(5), resume_offset: offset, ..request(&[4, 5, 6, 7]) };
+    let mut stream = client.stream_factors(resumed).await.unwrap().into_inner();
+    for number in [7, 6, 5, 4] {
+        let (header, first, bytes) = block(&mut stream).await.unwrap();
+        assert_eq!((header.block, first), (number, if number == 5 { offset } else { 0 }));
+        assert_eq!((header.bytes, bytes.as_slice()), (file(number).len() as u64, &file(number)[first as usize..]));
+        assert_eq!(header.blake3, blake3::hash(&file(number)).to_hex().to_string());
+        client.release_factors(release(number)).await.unwrap();
+    }
+    assert!(stream.message().await.unwrap().is_none());
+    // The stream lets go of its last block a moment after it has sent it.
+    for _ in 0..100 {
+        if std::fs::read_dir(folder.path()).unwrap().count() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("released blocks still have files");
 }

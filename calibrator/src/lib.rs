@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! * Tensors live on one compute thread, which holds one decoder at a time.
-//! * At most two finished blocks wait for their surgeon; then the sweep waits.
+//! * At most two finished blocks wait for their surgeon in memory; more wait in a folder, if there is one; then the sweep waits.
 //! * Factors are served under the generation that computed them; nobody gets an older attempt's.
 //! * A task ends when everything it offered is in the store, so a calibrator holds nothing that would be missed.
 //!
@@ -11,7 +11,8 @@
 //! |---|---|
 //! | `worker.rs` | tasks: from the store, to the compute thread, to the coordinator |
 //! | `session.rs`, `sweep.rs` | what happens on the compute thread |
-//! | `shelf.rs` | where finished blocks wait |
+//! | `shelf.rs`, `spill.rs` | where finished blocks wait: in memory, in files |
+//! | `neighbour.rs` | how the surgeon of the same process takes them |
 //! | `standalone.rs` | sweeps for callers, without a coordinator |
 //! | `grpc.rs` | `CalibratorService` |
 
@@ -23,15 +24,19 @@ mod job;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;
+mod neighbour;
 mod session;
 mod shelf;
+mod spill;
 mod standalone;
 mod sums;
 mod sweep;
 mod worker;
 
-pub use config::{Args, Options};
+pub use config::{Args, Options, SweepArgs};
 pub use error::Error;
+pub use shelf::Shelf;
+pub use spill::Spill;
 
 use futures::Stream;
 use grpc::Grpc;
@@ -40,7 +45,6 @@ use proto::v1;
 use proto::v1::calibrator_service_server::CalibratorServiceServer;
 use service::{ComputeThread, Server, Shutdown, WorkerOptions, run_standalone, run_worker};
 use session::Session;
-use shelf::Shelf;
 use standalone::Standalone;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -65,7 +69,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let compute = ComputeThread::spawn("calibrator", QUEUE).map_err(Error::Thread)?;
-    let Options { place, device: choice, threads, weights } = options;
+    let Options { place, device: choice, threads, weights, shelf } = options;
     let opened = compute.run(move || {
         threads.iter().copied().for_each(device::set_threads);
         let opened = (choice.open()?, device::libtorch_version()?);
@@ -79,7 +83,6 @@ where
     service::telemetry::metrics::watch_compute(beat.clone());
 
     let stop = shutdown.token().child_token();
-    let shelf = Arc::new(Shelf::new());
     metrics::watch(&shelf, device);
     let session = Arc::new(Mutex::new(Session::new(device, weights)));
     let standalone = match place.coordinator {
@@ -106,7 +109,7 @@ where
         max_batches: 1,
         ready,
     };
-    let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
+    let server = Server::new(place.peers).with_admin(place.admin).tell(place.vitals).ready_when(is_ready);
     let server = server.alive_while(beat.clone(), place.stuck_after);
     let server = server.add_guarded(CalibratorServiceServer::new(grpc), place.guard);
     // Whichever of the two ends first stops the other.

@@ -3,11 +3,11 @@
 
 use crate::error::Error;
 use crate::grpc::Grpc;
-use crate::shelf::{Shelf, SweepKey};
+use crate::shelf::Shelf;
 use bytes::Bytes;
 use futures::Stream;
 use proto::v1::calibrator_service_server::CalibratorServiceServer;
-use service::{Guard, Peers, Server, Shutdown};
+use service::{Guard, Peers, Server, Shutdown, SweepKey};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};

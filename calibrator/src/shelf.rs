@@ -1,54 +1,30 @@
-//! Where finished blocks wait for their surgeon: at most [`CAPACITY`] of them, then the sweep waits.
+//! Where finished blocks wait for their surgeon: at most [`CAPACITY`] of them in memory; more go to files, if there is a
+//! folder for them with room; then the sweep waits.
 //!
 //! The sweep's side blocks (it runs on the compute thread), the stream's side awaits. One sweep is open at a time, because
 //! one compute thread sweeps; its [`SweepKey`] carries the generation, so that nobody is served an older attempt's factors.
 //! This file knows bytes; what is in them it does not know.
 
+mod factors;
+
 use crate::error::Error;
+use crate::spill::Spill;
 use bytes::Bytes;
+pub(crate) use factors::Factors;
+use factors::{Content, digest};
+use service::SweepKey;
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use types::{Generation, RunId};
 
-/// Blocks that may wait unreleased.
+/// Blocks that may wait in memory, unreleased.
 pub(crate) const CAPACITY: usize = 2;
 /// How often a waiting sweep looks whether it was cancelled.
 const CANCEL_POLL: Duration = Duration::from_millis(50);
 /// Ended sweeps that are remembered, so that a repeated release finds what it released.
 const REMEMBERED: usize = 64;
-
-/// One attempt at sweeping one shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SweepKey {
-    /// The run.
-    pub(crate) run: RunId,
-    /// Its shot.
-    pub(crate) shot: u32,
-    /// The shard.
-    pub(crate) shard: u32,
-    /// The attempt.
-    pub(crate) generation: Generation,
-}
-
-impl SweepKey {
-    /// Returns whether both are attempts at the same work.
-    fn same_work(&self, other: &Self) -> bool {
-        self.run == other.run && self.shot == other.shot && self.shard == other.shard
-    }
-}
-
-/// One block's factors as they go over the wire.
-#[derive(Debug)]
-pub(crate) struct Factors {
-    /// The block.
-    pub(crate) block: u32,
-    /// A safetensors file.
-    pub(crate) bytes: Bytes,
-    /// Its digest, hex.
-    pub(crate) blake3: String,
-}
 
 /// The next thing a stream should do.
 #[derive(Debug)]
@@ -75,6 +51,16 @@ struct Sweep {
     released: BTreeSet<u32>,
     /// In order of readiness.
     waiting: Vec<Arc<Factors>>,
+    /// Bytes of the largest block so far.
+    largest: u64,
+    /// A block that waited cannot be read any more.
+    lost: bool,
+}
+
+impl Sweep {
+    fn is_full(&self) -> bool {
+        self.waiting.iter().filter(|factors| factors.is_in_memory()).count() >= CAPACITY
+    }
 }
 
 #[derive(Debug, Default)]
@@ -85,9 +71,11 @@ struct State {
 }
 
 /// The blocks of the open sweep that wait to be taken.
-#[derive(Debug)]
-pub(crate) struct Shelf {
+#[derive(Debug, Default)]
+pub struct Shelf {
     state: Mutex<State>,
+    /// Where those go for which there is no room in memory.
+    spill: Option<Spill>,
     /// Wakes the sweep.
     released: Condvar,
     /// Wakes the streams.
@@ -109,8 +97,13 @@ impl Drop for OpenSweep<'_> {
 
 impl Shelf {
     /// Returns an empty shelf.
-    pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), released: Condvar::new(), changed: watch::Sender::new(0) }
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns an empty shelf from which blocks go to a folder when there are too many for memory.
+    pub fn with_spill(spill: Spill) -> Self {
+        Self { spill: Some(spill), ..Self::default() }
     }
 
     /// Opens a sweep that will offer the `wanted` blocks; it ends with the returned guard.
@@ -120,8 +113,12 @@ impl Shelf {
             wanted: wanted.iter().copied().collect(),
             released: BTreeSet::new(),
             waiting: Vec::new(),
+            largest: 0,
+            lost: false,
         };
-        self.lock().open = Some(sweep);
+        self.spill.iter().for_each(Spill::try_again);
+        let before = self.lock().open.replace(sweep);
+        drop(before);
         self.announce();
         OpenSweep { shelf: self, key }
     }
@@ -143,15 +140,17 @@ impl Shelf {
 
     fn close(&self, key: &SweepKey) {
         let mut state = self.lock();
-        if let Some(sweep) = state.open.take_if(|sweep| sweep.key == *key)
+        let ended = state.open.take_if(|sweep| sweep.key == *key);
+        if let Some(sweep) = &ended
             && sweep.wanted.is_subset(&sweep.released)
         {
-            state.done.push_back(sweep.key);
+            state.done.push_back(sweep.key.clone());
             if state.done.len() > REMEMBERED {
                 state.done.pop_front();
             }
         }
         drop(state);
+        drop(ended); // and its files: not while others wait for the lock
         self.announce();
     }
 
@@ -167,34 +166,68 @@ impl Shelf {
 
 /// The sweep's side: blocking, on the compute thread.
 impl Shelf {
-    /// Waits until one more block may be put; returns how long that took.
+    /// Waits until there should be room for one more block, as large as the largest so far; returns how long that took.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancelled` says so.
+    /// [`Error::Cancelled`] when `cancelled` says so, [`Error::SpillLost`] when a block that waits cannot be read any more.
     pub(crate) fn wait_for_room(&self, key: &SweepKey, cancelled: &dyn Fn() -> bool) -> Result<Duration, Error> {
-        self.wait_while(key, cancelled, |sweep| sweep.waiting.len() >= CAPACITY)
+        let spills = |sweep: &Sweep| self.spill.as_ref().is_some_and(|spill| spill.has_room_for(sweep.largest));
+        self.wait_while(key, cancelled, |sweep| sweep.is_full() && !spills(sweep))
     }
 
     /// Waits until every wanted block was released; returns how long that took.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancelled` says so.
+    /// As [`Self::wait_for_room`].
     pub(crate) fn wait_until_released(&self, key: &SweepKey, cancelled: &dyn Fn() -> bool) -> Result<Duration, Error> {
         self.wait_while(key, cancelled, |sweep| !sweep.wanted.is_subset(&sweep.released))
     }
 
-    /// Puts a finished block on the shelf, unless it was released in the meantime; returns its length in bytes.
-    pub(crate) fn put(&self, key: &SweepKey, block: u32, bytes: Bytes) -> Result<u64, Error> {
-        let length = bytes.len() as u64;
-        let blake3 = blake3::hash(&bytes).to_hex().to_string();
+    /// Puts a finished block into memory, else into the folder; where there is no room it waits for some in memory. Returns
+    /// how long that took.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_room`].
+    pub(crate) fn offer(
+        &self,
+        key: &SweepKey,
+        block: u32,
+        bytes: Bytes,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Duration, Error> {
+        let full = self.lock().sweep(key)?.is_full();
+        let spilled = match &self.spill {
+            Some(spill) if full => spill.write(&bytes, cancelled)?,
+            _ => None,
+        };
+        if let Some(file) = spilled {
+            let blake3 = digest(&bytes);
+            self.place(key, Factors { block, blake3, content: Content::File(Arc::new(file)) })?;
+            return Ok(Duration::ZERO);
+        }
+        let waited = self.wait_while(key, cancelled, Sweep::is_full)?;
+        self.put(key, block, bytes)?;
+        Ok(waited)
+    }
+
+    /// Puts a finished block into memory, whatever is there.
+    pub(crate) fn put(&self, key: &SweepKey, block: u32, bytes: Bytes) -> Result<(), Error> {
+        let blake3 = digest(&bytes);
+        self.place(key, Factors { block, blake3, content: Content::Memory(bytes) })
+    }
+
+    /// Puts a block on the shelf, unless it was released in the meantime.
+    fn place(&self, key: &SweepKey, factors: Factors) -> Result<(), Error> {
+        let factors = Arc::new(factors);
         let mut state = self.lock();
         let sweep = state.sweep_mut(key)?;
-        if sweep.wanted.contains(&block) && !sweep.released.contains(&block) {
-            sweep.waiting.push(Arc::new(Factors { block, bytes, blake3 }));
+        sweep.largest = sweep.largest.max(factors.bytes());
+        if sweep.wanted.contains(&factors.block) && !sweep.released.contains(&factors.block) {
+            sweep.waiting.push(Arc::clone(&factors));
         }
         drop(state);
         self.announce();
-        Ok(length)
+        Ok(())
     }
 
     fn wait_while(
@@ -209,7 +242,11 @@ impl Shelf {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            if !busy(state.sweep(key)?) {
+            let sweep = state.sweep(key)?;
+            if sweep.lost {
+                return Err(Error::SpillLost);
+            }
+            if !busy(sweep) {
                 return Ok(start.elapsed());
             }
             state = self.released.wait_timeout(state, CANCEL_POLL).unwrap_or_else(PoisonError::into_inner).0;
@@ -251,16 +288,50 @@ impl Shelf {
     /// As [`Self::next`].
     pub(crate) async fn release(&self, key: &SweepKey, block: u32, start_wait: Duration) -> Result<(), Error> {
         self.wait_open(key, start_wait).await?;
-        let mut state = self.lock();
-        if !state.done.contains(key) {
-            let sweep = state.sweep_mut(key)?;
-            sweep.released.insert(block);
-            sweep.waiting.retain(|f| f.block != block);
-        }
-        drop(state);
+        let gone = self.forget(key, block)?;
         self.released.notify_all();
         self.announce();
+        if gone.iter().any(|factors| !factors.is_in_memory()) {
+            // Removing a large file takes a while. Should that fail, the next start does it.
+            let _ = tokio::task::spawn_blocking(move || drop(gone)).await;
+        }
         Ok(())
+    }
+
+    /// Notes that a block is released and returns it, if it waited.
+    fn forget(&self, key: &SweepKey, block: u32) -> Result<Vec<Arc<Factors>>, Error> {
+        let mut state = self.lock();
+        if state.done.contains(key) {
+            return Ok(Vec::new());
+        }
+        let sweep = state.sweep_mut(key)?;
+        sweep.released.insert(block);
+        Ok(sweep.waiting.extract_if(.., |factors| factors.block == block).collect())
+    }
+
+    /// Returns a block that waits.
+    ///
+    /// # Errors
+    /// As [`Self::next`], also for a block that does not wait here.
+    pub(crate) fn waiting(&self, key: &SweepKey, block: u32) -> Result<Arc<Factors>, Error> {
+        let state = self.lock();
+        let found = state.sweep(key)?.waiting.iter().find(|factors| factors.block == block);
+        found.cloned().ok_or_else(|| not_swept(key))
+    }
+
+    /// Notes that a block that waits cannot be read: its sweep ends with the error that is returned.
+    pub(crate) fn lose(&self, key: &SweepKey, error: &io::Error) -> Error {
+        if let Some(spill) = &self.spill {
+            spill.lost(error);
+        }
+        let mut gone = Vec::new();
+        if let Ok(sweep) = self.lock().sweep_mut(key) {
+            sweep.lost = true;
+            // Nobody is given what may be lost, too: streams wait until the sweep has ended.
+            gone.extend(sweep.waiting.extract_if(.., |factors| !factors.is_in_memory()));
+        }
+        self.released.notify_all();
+        Error::SpillLost
     }
 
     /// Waits until the sweep is open or known to be done.
@@ -278,27 +349,25 @@ impl Shelf {
                 return Ok(());
             }
             if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
-                return Err(key.not_swept());
+                return Err(not_swept(key));
             }
         }
     }
 }
 
-impl SweepKey {
-    fn not_swept(&self) -> Error {
-        Error::NotSwept { run: self.run.clone(), shot: self.shot, shard: self.shard, generation: self.generation }
-    }
+fn not_swept(key: &SweepKey) -> Error {
+    Error::NotSwept { run: key.run.clone(), shot: key.shot, shard: key.shard, generation: key.generation }
 }
 
 impl State {
     fn sweep(&self, key: &SweepKey) -> Result<&Sweep, Error> {
-        let sweep = self.open.as_ref().ok_or_else(|| key.not_swept())?;
+        let sweep = self.open.as_ref().ok_or_else(|| not_swept(key))?;
         check_generation(&sweep.key, key)?;
         Ok(sweep)
     }
 
     fn sweep_mut(&mut self, key: &SweepKey) -> Result<&mut Sweep, Error> {
-        let sweep = self.open.as_mut().ok_or_else(|| key.not_swept())?;
+        let sweep = self.open.as_mut().ok_or_else(|| not_swept(key))?;
         check_generation(&sweep.key, key)?;
         Ok(sweep)
     }
@@ -324,7 +393,7 @@ fn check_generation(open: &SweepKey, asked: &SweepKey) -> Result<(), Error> {
     if open.same_work(asked) && asked.generation < open.generation {
         return Err(Error::GenerationStale { asked: asked.generation, present: open.generation });
     }
-    Err(asked.not_swept())
+    Err(not_swept(asked))
 }
 
 #[cfg(test)]

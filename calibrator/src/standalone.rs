@@ -6,7 +6,7 @@
 use crate::error::Error;
 use crate::job::Calibrate;
 use crate::session::{DecoderKey, Session};
-use crate::shelf::{Shelf, SweepKey};
+use crate::shelf::Shelf;
 use crate::sweep::{Control, Stored, sweep};
 use crate::worker::calibrate_result;
 use futures::{Stream, StreamExt};
@@ -14,7 +14,7 @@ use model::ModelFolder;
 use proto::convert::{Fields, spec_without_end};
 use proto::v1;
 use proto::v1::calibrate_response::Part;
-use service::ComputeHandle;
+use service::{ComputeHandle, SweepKey};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};

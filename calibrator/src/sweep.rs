@@ -3,12 +3,13 @@
 use crate::error::Error;
 use crate::job::Calibrate;
 use crate::session::{DecoderKey, Session};
-use crate::shelf::{Shelf, SweepKey};
+use crate::shelf::Shelf;
 use crate::sums::{Pass, Sums, Weighed};
 use bytes::Bytes;
 use curvature::BlockFactors;
 use model::sweep::{Observer, ObserverError, SweepOptions, SweepResult};
 use model::{Decoder, tensor_file};
+use service::SweepKey;
 use service::checkpoint::LayerBytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -165,7 +166,8 @@ impl Collector<'_> {
         self.wait += self.shelf.wait_for_room(self.key, self.cancelled)?;
         let metadata = BTreeMap::from([("tokens".to_owned(), self.tokens.to_string())]);
         let bytes = tensor_file::encode(&factors.pack()?, &metadata)?;
-        self.factor_bytes += self.shelf.put(self.key, block, Bytes::from(bytes))?;
+        self.factor_bytes += bytes.len() as u64;
+        self.wait += self.shelf.offer(self.key, block, Bytes::from(bytes), self.cancelled)?;
         tracing::debug!(block, "factors ready");
         Ok(())
     }

@@ -92,9 +92,10 @@ fn swept_with(spec: &RunSpec, task: &Calibrate, stored: Stored) -> (Result<Swept
 async fn take(shelf: &Shelf, blocks: &BTreeSet<u32>) -> Taken {
     let (mut sent, mut taken) = (BTreeSet::new(), Vec::new());
     while let Ok(crate::shelf::Next::Ready(factors)) = shelf.next(&key(), blocks, &sent, Duration::from_secs(1)).await {
-        let (tensors, metadata) = tensor_file::decode(&factors.bytes, Device::Cpu).unwrap();
+        let bytes = Bytes::from(factors.parts().await.unwrap().concat());
+        let (tensors, metadata) = tensor_file::decode(&bytes, Device::Cpu).unwrap();
         let names = tensors.into_iter().map(|(name, _)| name).collect();
-        taken.push((factors.block, metadata["tokens"].clone(), names, factors.bytes.clone()));
+        taken.push((factors.block, metadata["tokens"].clone(), names, bytes));
         sent.insert(factors.block);
         shelf.release(&key(), factors.block, Duration::ZERO).await.unwrap();
     }

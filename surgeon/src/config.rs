@@ -3,6 +3,7 @@
 use clap::Parser;
 use model::device::DeviceChoice;
 use proto::v1::WorkerRole;
+use service::Neighbour;
 use service::listen::Listener;
 use service::program::{Failure, ProgramArgs};
 use service::worker::{Place, WorkerArgs};
@@ -18,6 +19,8 @@ pub struct Options {
     pub threads: Option<u32>,
     /// Bytes of factors that may be in memory between a calibrator and the store; [`Options::RECEIVE_BYTES`] is usual.
     pub receive_bytes: u64,
+    /// The calibrator of the same process, if there is one.
+    pub neighbour: Option<Neighbour>,
 }
 
 impl Options {
@@ -44,9 +47,16 @@ pub struct Args {
     /// CPU threads for one tensor operation [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Machine")]
     threads: Option<u32>,
+    #[command(flatten)]
+    receive: ReceiveArgs,
+}
+
+/// Flags of receiving factors.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReceiveArgs {
     /// Bytes of factors that may be in memory between a calibrator and the store, e.g. 2GiB
     #[arg(long, value_name = "BYTES", value_parser = types::parse_bytes, default_value = "2GiB", help_heading = "Machine")]
-    receive_memory: u64,
+    pub receive_memory: u64,
 }
 
 impl AsRef<ProgramArgs> for Args {
@@ -62,7 +72,8 @@ impl Args {
     /// Flags that cannot be, all at once; a store or an address that cannot be had.
     pub async fn open(self) -> Result<(Options, Listener), Failure> {
         let (place, listener) = self.worker.open(WorkerRole::Surgeon).await?;
-        let options = Options { place, device: self.device, threads: self.threads, receive_bytes: self.receive_memory };
+        let receive_bytes = self.receive.receive_memory;
+        let options = Options { place, device: self.device, threads: self.threads, receive_bytes, neighbour: None };
         Ok((options, listener))
     }
 }

@@ -5,7 +5,7 @@ use crate::plan::{self, Plan};
 use crate::pull::{Budget, PullFailure, Puller, ShardKey, Stored};
 use proto::v1::worker_service_client::WorkerServiceClient;
 use service::Wire;
-use service::{Connector, RequestIds, Store};
+use service::{Connector, Neighbour, RequestIds, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(crate) struct Gatherer {
     pub(crate) coordinator: WorkerServiceClient<Wire>,
     /// Shared by all that is gathered.
     pub(crate) budget: Budget,
+    /// The calibrator of this process.
+    pub(crate) neighbour: Option<Neighbour>,
     /// Names of our mutations.
     pub(crate) ids: RequestIds,
 }
@@ -93,6 +95,7 @@ impl Gatherer {
                 plan: plan.clone(),
                 stored: sender.clone(),
                 budget: self.budget.clone(),
+                neighbour: self.neighbour.clone(),
                 received: Arc::clone(&received),
                 ids: self.ids.clone(),
             };

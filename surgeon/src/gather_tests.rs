@@ -8,7 +8,7 @@ use proto::v1::calibrator_service_server::{CalibratorService, CalibratorServiceS
 use proto::v1::stream_factors_response::Part;
 use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use service::keys;
-use service::{MemoryNetwork, Peers, Reason, Server};
+use service::{LocalBlock, LocalFactors, MemoryNetwork, Peers, Reason, Server, SweepKey};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -119,6 +119,57 @@ impl WorkerService for Coordinator {
     }
 }
 
+/// A calibrator in the surgeon's process: each attempt's blocks, in order of readiness.
+#[derive(Debug, Default)]
+struct Beside {
+    generation: u64,
+    waiting: Mutex<Vec<(u32, Bytes)>>,
+    /// Bytes of memory that reading a block takes.
+    to_read: u64,
+    /// Attempts that were asked for, and what was released.
+    asked: Mutex<Vec<u64>>,
+    released: Mutex<Vec<u32>>,
+}
+
+impl Beside {
+    fn with(generation: u64, blocks: &[u32]) -> Self {
+        let waiting = blocks.iter().map(|block| (*block, file(0, *block))).collect();
+        Self { generation, waiting: Mutex::new(waiting), ..Self::default() }
+    }
+
+    fn check(&self, sweep: &SweepKey) -> Result<(), Status> {
+        assert_eq!((&sweep.run, sweep.shot, sweep.shard), (&run(), 1, 0));
+        if sweep.generation.0 == self.generation {
+            return Ok(());
+        }
+        Err(Reason::GenerationStale.status("another attempt"))
+    }
+}
+
+#[tonic::async_trait]
+impl LocalFactors for Beside {
+    async fn next(&self, sweep: &SweepKey, asked: &BTreeSet<u32>) -> Result<Option<LocalBlock>, Status> {
+        self.asked.lock().unwrap().push(sweep.generation.0);
+        self.check(sweep)?;
+        let waiting = self.waiting.lock().unwrap();
+        let found = waiting.iter().map(|(block, _)| *block).find(|block| asked.contains(block));
+        Ok(found.map(|block| LocalBlock { block, to_read: self.to_read }))
+    }
+
+    async fn read(&self, sweep: &SweepKey, block: u32) -> Result<Vec<Bytes>, Status> {
+        self.check(sweep)?;
+        let waiting = self.waiting.lock().unwrap();
+        Ok(waiting.iter().filter(|(waits, _)| *waits == block).map(|(_, bytes)| bytes.clone()).collect())
+    }
+
+    async fn release(&self, sweep: &SweepKey, block: u32) -> Result<(), Status> {
+        self.check(sweep)?;
+        self.waiting.lock().unwrap().retain(|(waits, _)| *waits != block);
+        self.released.lock().unwrap().push(block);
+        Ok(())
+    }
+}
+
 /// Everything of one test.
 struct World {
     network: MemoryNetwork,
@@ -143,6 +194,7 @@ impl World {
             coordinator,
             // Less than one block: blocks come one at a time, but they come.
             budget: Budget::new(1024),
+            neighbour: None,
             ids: RequestIds::new("surgeon"),
         };
         Self { network, plan, store, gatherer }
@@ -154,6 +206,12 @@ impl World {
         let incoming = self.network.listen(name).unwrap();
         tokio::spawn(server.serve(incoming, tokio_util::sync::CancellationToken::new(), Duration::ZERO));
         calibrator
+    }
+
+    /// Puts a calibrator into the surgeon's own process. Over the network nobody is there.
+    fn neighbour(&mut self, name: &str, beside: &Arc<Beside>) {
+        let factors: Arc<dyn LocalFactors> = beside.clone();
+        self.gatherer.neighbour = Some(Neighbour { endpoint: format!("memory://{name}"), factors });
     }
 
     /// Gathers to the end; returns the failure, if that is the end.
@@ -298,4 +356,73 @@ async fn when_a_calibrator_dies_the_next_one_goes_on_inside_the_block() {
     assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
     let asked = next.asked.lock().unwrap();
     assert_eq!((asked[0].generation, asked[0].resume_offset), (2, 1000));
+}
+
+#[tokio::test]
+async fn a_neighbours_blocks_are_stored_as_they_lie_there_and_released() {
+    let mut world = World::new(vec![running(0, "a", 4)]);
+    let beside = Arc::new(Beside::with(4, &[6, 5]));
+    let pointers: Vec<_> = beside.waiting.lock().unwrap().iter().map(|(_, bytes)| bytes.as_ptr() as usize).collect();
+    world.neighbour("a", &beside);
+    world.gather(1, &[5, 6]).await.unwrap();
+    assert_eq!(*beside.released.lock().unwrap(), [6, 5]);
+    let stored = [world.stored(0, 6).await.unwrap(), world.stored(0, 5).await.unwrap()];
+    assert_eq!(stored, [file(0, 6), file(0, 5)]);
+    assert_eq!(stored.map(|bytes| bytes.as_ptr() as usize).to_vec(), pointers, "the same memory");
+}
+
+#[tokio::test]
+async fn a_neighbours_blocks_from_files_come_one_at_a_time_through_the_budget() {
+    let mut world = World::new(vec![running(0, "a", 4)]);
+    let beside = Arc::new(Beside { to_read: 3000, ..Beside::with(4, &[6, 5]) });
+    world.neighbour("a", &beside);
+    world.gather(1, &[5, 6]).await.unwrap();
+    assert_eq!(world.stored(0, 5).await.unwrap(), file(0, 5));
+    assert_eq!(world.gatherer.budget.used(), 0);
+}
+
+#[tokio::test]
+async fn a_neighbour_with_another_attempt_is_asked_again_when_the_plan_says_so() {
+    let mut world = World::new(vec![running(0, "a", 1)]);
+    let beside = Arc::new(Beside::with(2, &[6]));
+    world.neighbour("a", &beside);
+    let moved = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(world.stored(0, 6).await.is_none(), "another attempt's factors are not taken");
+        world.plan.send_replace(v1::GetPlanResponse { version: 2, shards: vec![running(0, "a", 2)] });
+    };
+    let (gathered, ()) = tokio::join!(world.gather(1, &[6]), moved);
+    gathered.unwrap();
+    assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
+    let asked = beside.asked.lock().unwrap();
+    assert_eq!((asked.first(), asked.last()), (Some(&1), Some(&2)));
+}
+
+#[tokio::test]
+async fn what_a_neighbour_does_not_have_comes_from_whom_the_plan_names_next() {
+    let mut world = World::new(vec![running(0, "a", 1)]);
+    let beside = Arc::new(Beside::with(1, &[6]));
+    world.neighbour("a", &beside);
+    let next = world.calibrator("b", vec![whole(0, 5)]);
+    let moved = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.plan.send_replace(v1::GetPlanResponse { version: 2, shards: vec![running(0, "b", 2)] });
+    };
+    let (gathered, ()) = tokio::join!(world.gather(1, &[5, 6]), moved);
+    gathered.unwrap();
+    assert_eq!(world.stored(0, 5).await.unwrap(), file(0, 5));
+    assert_eq!(next.asked.lock().unwrap()[0].blocks, [5], "the neighbour's end is not the work's");
+    assert_eq!(*beside.released.lock().unwrap(), [6]);
+}
+
+#[tokio::test]
+async fn other_calibrators_are_streamed_from_as_ever() {
+    let mut world = World::new(vec![running(0, "a", 1), running(1, "b", 1)]);
+    let beside = Arc::new(Beside::with(1, &[6]));
+    world.neighbour("a", &beside);
+    let other = world.calibrator("b", vec![whole(1, 6)]);
+    world.gather(2, &[6]).await.unwrap();
+    assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
+    assert_eq!(world.stored(1, 6).await.unwrap(), file(1, 6));
+    assert_eq!(*other.released.lock().unwrap(), [(6, 1)]);
 }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `worker.rs`, `worker/` | tasks: from the coordinator, over the bench, to the store |
 //! | `plan.rs`, `gather.rs`, `pull.rs`, `receive.rs` | factors: from the calibrators into the store |
+//! | `pull/neighbour.rs` | the same from the calibrator of the same process |
 //! | `bench.rs` | what happens on the compute thread |
 //! | `standalone.rs` | factors, paths and cuts of callers, without a coordinator |
 //! | `grpc.rs` | `SurgeonService` |
@@ -30,7 +31,7 @@ mod receive;
 mod standalone;
 mod worker;
 
-pub use config::{Args, Options};
+pub use config::{Args, Options, ReceiveArgs};
 pub use error::Error;
 #[doc(hidden)] // for fuzz/factor_stream: whatever comes over a stream
 pub use receive::Partial;
@@ -75,7 +76,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let compute = ComputeThread::spawn("surgeon", QUEUE).map_err(Error::Thread)?;
-    let Options { place, device: choice, threads, receive_bytes } = options;
+    let Options { place, device: choice, threads, receive_bytes, neighbour } = options;
     let opened = compute.run(move || {
         threads.iter().copied().for_each(device::set_threads);
         let opened = (choice.open()?, device::libtorch_version()?);
@@ -111,7 +112,7 @@ where
         max_batches: MAX_BATCHES,
         ready,
     };
-    let server = Server::new(place.peers).with_admin(place.admin).ready_when(is_ready);
+    let server = Server::new(place.peers).with_admin(place.admin).tell(place.vitals).ready_when(is_ready);
     let server = server.alive_while(beat.clone(), place.stuck_after);
     let server = server
         .add_guarded(SurgeonServiceServer::new(grpc).max_decoding_message_size(proto::MAX_MESSAGE_BYTES), place.guard);
@@ -131,6 +132,7 @@ where
             connector: place.connector,
             coordinator: WorkerServiceClient::new(coordinator.clone()),
             budget,
+            neighbour,
             ids: RequestIds::new(worker.worker.as_str()),
         };
         let handler = Arc::new(Handler { blocks, gatherer, board });

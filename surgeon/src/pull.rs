@@ -4,6 +4,8 @@
 //! visible half-written, because an object of the store appears whole. At most one block of the shard is in memory, and the
 //! blocks of all shards together stay under a budget of bytes.
 
+mod neighbour;
+
 use crate::error::Error;
 use crate::metrics;
 use crate::plan::{Plan, Source};
@@ -13,7 +15,7 @@ use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use proto::v1::stream_factors_response::Part;
 use service::Wire;
 use service::keys;
-use service::{Connector, RequestIds, Store};
+use service::{Connector, Neighbour, RequestIds, Store};
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
@@ -131,17 +133,19 @@ pub(crate) struct Puller {
     pub(crate) stored: mpsc::Sender<Stored>,
     /// Shared by all shards.
     pub(crate) budget: Budget,
+    /// The calibrator of this process, from which nothing has to be streamed.
+    pub(crate) neighbour: Option<Neighbour>,
     /// Counts the bytes that came.
     pub(crate) received: Arc<AtomicU64>,
     /// Names of our mutations.
     pub(crate) ids: RequestIds,
 }
 
-/// A half-received block and its share of the budget.
+/// A half-received block and its share of the budget, if it takes memory of ours.
 #[derive(Debug)]
 struct Receiving {
     partial: Partial,
-    _share: Share,
+    _share: Option<Share>,
 }
 
 impl Puller {
@@ -204,7 +208,14 @@ impl Puller {
             }
             Source::Running { endpoint, generation } => {
                 let before = missing.len();
-                match self.stream(endpoint, *generation, missing, receiving).await? {
+                let ended = match self.neighbour.as_ref().filter(|neighbour| neighbour.endpoint == *endpoint) {
+                    Some(neighbour) => {
+                        *receiving = None; // the rest of another calibrator's is not to be had here
+                        self.take(neighbour, *generation, missing).await
+                    }
+                    None => self.stream(endpoint, *generation, missing, receiving).await,
+                };
+                match ended? {
                     Ended::Complete if missing.len() == before => {
                         Err(Error::NothingCame { endpoint: endpoint.clone() })
                     }
@@ -330,7 +341,7 @@ impl Puller {
         // Given back before more is asked for, or a budget of one block could wait for itself.
         *receiving = None;
         let partial = Partial::begin(header)?;
-        *receiving = Some(Receiving { partial, _share: self.budget.reserve(header.bytes).await? });
+        *receiving = Some(Receiving { partial, _share: Some(self.budget.reserve(header.bytes).await?) });
         Ok(())
     }
 

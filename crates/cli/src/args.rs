@@ -10,6 +10,7 @@ mod plan;
 mod prune;
 mod remote;
 mod report;
+mod serve;
 
 pub(crate) use compare::CompareArgs;
 pub(crate) use eval::EvalArgs;
@@ -20,6 +21,7 @@ pub(crate) use plan::PlanArgs;
 pub(crate) use prune::{PruneArgs, RunArgs};
 pub(crate) use remote::{ControlArgs, ListArgs, RemoteArgs, SubmitArgs, WatchArgs, WorkersArgs};
 pub(crate) use report::ReportArgs;
+pub(crate) use serve::{ServeArgs, ServeCommand, WorkerArgs};
 
 use crate::error::{Exit, exit_codes};
 use clap::{Args, Parser, Subcommand};
@@ -119,6 +121,9 @@ pub(crate) enum Command {
     /// Set the reports of several output folders side by side
     #[command(long_about = compare::ABOUT, after_help = exit_codes())]
     Compare(CompareArgs),
+    /// Work for a coordinator: calibrator and surgeon in one process
+    #[command(long_about = serve::ABOUT)]
+    Serve(ServeArgs),
 }
 
 /// The size to reach, in one of three ways.

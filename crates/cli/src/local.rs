@@ -1,5 +1,5 @@
 //! The three services in this process: coordinator, calibrator and surgeon, with the same contract between them as between
-//! machines, over memory instead of a network.
+//! machines, over memory instead of a network; factors do not even go over that ([`service::neighbour`]).
 
 use crate::error::CliError;
 use model::Weights;
@@ -10,7 +10,8 @@ use service::retry::{CALL_TIMEOUT, within};
 use service::status::chain;
 use service::transport::MemoryIncoming;
 use service::worker::Place;
-use service::{Connector, Guard, MemoryNetwork, Peers, Retry, Shutdown, Store, Wire};
+use service::{Connector, Guard, MemoryNetwork, Neighbour, Peers, Retry, Shutdown, Store, Wire};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
@@ -132,7 +133,9 @@ impl Local {
     pub(crate) fn start_workers(&mut self, deployment: &Deployment) -> Result<(), CliError> {
         let (device, threads) = (deployment.device, deployment.threads);
         let (place, weights) = (self.place(CALIBRATOR, deployment)?, deployment.weights);
-        let calibrator = calibrator::Options { place, device, threads, weights };
+        let shelf = Arc::new(calibrator::Shelf::new());
+        let neighbour = Some(Neighbour { endpoint: place.endpoint.clone(), factors: shelf.clone() });
+        let calibrator = calibrator::Options { place, device, threads, weights, shelf };
         let incoming: MemoryIncoming = self.network.listen(CALIBRATOR)?;
         let shutdown = self.workers_stop.clone();
         self.workers.spawn(async move {
@@ -140,7 +143,7 @@ impl Local {
             (CALIBRATOR, served.map_err(|e| chain(&e)))
         });
         let (place, receive_bytes) = (self.place(SURGEON, deployment)?, surgeon::Options::RECEIVE_BYTES);
-        let surgeon = surgeon::Options { place, device, threads, receive_bytes };
+        let surgeon = surgeon::Options { place, device, threads, receive_bytes, neighbour };
         let incoming = self.network.listen(SURGEON)?;
         let shutdown = self.workers_stop.clone();
         self.workers.spawn(async move {
@@ -158,6 +161,7 @@ impl Local {
             peers: Peers::SameProcess,
             guard: Guard::open(),
             admin: None,
+            vitals: None,
             store: deployment.store.clone(),
             coordinator: Some(self.connector.channel(&endpoint(COORDINATOR))?),
             connector: self.connector.clone(),

@@ -1,7 +1,7 @@
 //! The program `llm-surgeon`: prunes, measures and shows language models.
 //!
 //! One file a subcommand: [`prune`], [`materialise`], [`eval`], [`generate`], [`inspect`], [`mod@report`], [`compare`]; what talks
-//! to a coordinator elsewhere is in [`remote`].
+//! to a coordinator elsewhere is in [`remote`], what works for one in [`serve`].
 //! Results go to standard output, progress and logs to standard
 //! error; exit codes are in [`error`]. `prune` is a client of the coordinator like any other: it starts the three
 //! services in this process ([`local`]), creates a run and follows its journal. Nothing here decides about a run.
@@ -20,6 +20,7 @@ mod progress;
 mod prune;
 mod remote;
 mod report;
+mod serve;
 mod sizes;
 mod summary;
 mod text;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Delete(args) => remote::control(&args, Control::Delete),
         Command::Workers(args) => remote::workers(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Serve(args) => return serve::run(args),
     };
     ExitCode::from(error::report_error(done).code())
 }

@@ -1,4 +1,4 @@
-//! The three services as processes of their own, that a test may kill and start again.
+//! The services as processes of their own, that a test may kill and start again.
 
 use crate::{binary, expect, root};
 use std::collections::BTreeMap;
@@ -87,13 +87,21 @@ impl Cluster {
         (0..surgeons).for_each(|n| self.start_one(&format!("surgeon-{n}")));
     }
 
-    /// Starts a service, or starts it again. Its name begins with its kind: `surgeon-1`.
+    /// Starts a service, or starts it again. Its name begins with its kind: `surgeon-1`; `worker-0` is a calibrator and a
+    /// surgeon in one process.
     ///
     /// # Panics
     /// When it cannot be started.
     pub fn start_one(&mut self, name: &str) {
         let program = name.split('-').next().unwrap_or(name);
-        let mut command = Command::new(binary().with_file_name(program));
+        let mut command = if program == "worker" {
+            let mut worker = Command::new(binary());
+            let beside = format!("unix://{}", self.socket(&format!("{name}-surgeon")).display());
+            worker.args(["serve", "worker", "--surgeon-listen", &beside]);
+            worker
+        } else {
+            Command::new(binary().with_file_name(program))
+        };
         let folder = self.folder.join(name);
         std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let log = std::fs::File::options().create(true).append(true).open(self.log(name));

@@ -43,6 +43,52 @@ fn any_number_of_processes_gives_the_bits_of_one() {
 }
 
 #[test]
+fn calibrators_and_surgeons_in_one_process_give_the_same_bits_though_one_of_two_is_killed() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let alone = in_one_process(&output, &SHARDED);
+    let folder = temp.path().join("cluster");
+    let mut cluster = Cluster::new(&folder).with_variables(&[("LLM_SURGEON_LOG", "info,surgeon=debug")]);
+    for service in ["coordinator", "worker-0", "worker-1"] {
+        cluster.start_one(service);
+    }
+    cluster.wait_for_workers(4);
+    let mut run = Disturbed::of(cluster, &folder, &output);
+    for _ in 0..4 {
+        assert!(run.more_records(2), "it ended too early to be disturbed");
+    }
+    run.cluster.kill("worker-1");
+    assert!(run.follower.wait().unwrap().success());
+    assert_eq!(folder_digest(&output), alone);
+    let said = run.cluster.said("worker-0");
+    assert!(said.contains("factors taken from the calibrator of this process"), "{said}");
+    assert_eq!(run.cluster.terminate("worker-0"), Some(0), "{}", run.cluster.said("worker-0"));
+}
+
+#[test]
+fn blocks_that_wait_in_files_give_the_same_bits_and_leave_none() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let alone = in_one_process(&output, &SHARDED);
+    let spill = temp.path().join("spill");
+    let variables = [("CALIBRATOR_SPILL", spill.display().to_string())];
+    let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut cluster = Cluster::new(&temp.path().join("cluster")).with_variables(&variables);
+    cluster.start_one("coordinator");
+    cluster.start_one("calibrator-0");
+    cluster.wait_for_workers(1);
+    let mut submit = cluster.submit(&output);
+    let mut follower = submit.arg("--follow").args(SHARDED).stdout(Stdio::null()).spawn().unwrap();
+    // Without a surgeon the first sweep puts two blocks into memory, the others into files.
+    let files = || std::fs::read_dir(&spill).map_or(0, Iterator::count);
+    assert!(until(|| (files() > 0).then_some(())).is_some(), "{}", cluster.said("calibrator-0"));
+    cluster.start_one("surgeon-0");
+    assert!(follower.wait().unwrap().success());
+    assert_eq!(folder_digest(&output), alone);
+    assert_eq!(files(), 0);
+}
+
+#[test]
 fn so_it_is_for_single_weights_whose_threshold_is_counted_on_all_surgeons() {
     let temp = tempfile::tempdir().unwrap();
     let output = temp.path().join("pruned");
@@ -75,6 +121,11 @@ impl Disturbed {
         let mut cluster = Cluster::new(folder);
         cluster.start(1, 1);
         cluster.wait_for_workers(2);
+        Self::of(cluster, folder, output)
+    }
+
+    /// Follows a run on a cluster that is up.
+    fn of(cluster: Cluster, folder: &Path, output: &Path) -> Self {
         let mut submit = cluster.submit(output);
         let said = folder.join("follower");
         let log = std::fs::File::create(&said).unwrap();
@@ -269,6 +320,19 @@ fn bad_flags_are_told_before_anything_is_opened() {
     let help = expect(&mut program("calibrator", &["--help"]), 0);
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.contains("CALIBRATOR_LISTEN") && help.contains("127.0.0.1:7101"), "{help}");
+    let worker = |words: &[&str], code: i32| {
+        let mut command = Command::new(e2e::binary());
+        expect(command.args(["serve", "worker"]).args(words).env("RUST_BACKTRACE", "0"), code)
+    };
+    let help = String::from_utf8_lossy(&worker(&["--help"], 0).stdout).into_owned();
+    let flags = ["WORKER_LISTEN", "127.0.0.1:7101", "WORKER_SURGEON_LISTEN", "127.0.0.1:7102", "WORKER_RECEIVE_MEMORY"];
+    for part in flags.into_iter().chain(["WORKER_SPILL_LIMIT", "Exit codes:", "Usage: llm-surgeon serve worker"]) {
+        assert!(help.contains(part), "{part} is not in\n{help}");
+    }
+    let anywhere = ["--listen", "127.0.0.1:0", "--surgeon-listen", "0.0.0.0:0", "--insecure", "--worker", "a b"];
+    let refused = worker(&[&["--store", &store][..], &anywhere].concat(), 64);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("--surgeon-advertise") && said.contains("--worker"), "{said}");
     let lost = expect(Command::new(e2e::binary()).args(["list", "--coordinator", "http://127.0.0.1:1"]), 69);
     assert!(String::from_utf8_lossy(&lost.stderr).contains("no coordinator answers"));
 }

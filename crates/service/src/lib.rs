@@ -10,6 +10,7 @@ pub mod compute;
 pub mod keys;
 pub mod listen;
 pub mod memory;
+pub mod neighbour;
 pub mod network;
 pub mod program;
 pub mod request_id;
@@ -25,6 +26,7 @@ pub mod worker;
 
 pub use access::{Guard, TokenFile};
 pub use compute::{Beat, ComputeError, ComputeHandle, ComputeThread};
+pub use neighbour::{LocalBlock, LocalFactors, Neighbour, SweepKey};
 pub use request_id::RequestIds;
 pub use retry::Retry;
 pub use server::{Peers, Server};

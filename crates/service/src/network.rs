@@ -46,6 +46,15 @@ pub struct Network {
     pub public: Guard,
     /// Who may call what services offer each other.
     pub between_services: Guard,
+    tls: Option<Tls>,
+    plain: Plain,
+}
+
+impl Network {
+    /// Begins to listen somewhere else as well, with the same certificates.
+    pub async fn listen(&self, address: &Address) -> Result<Listener, Failure> {
+        bind(address, self.tls.clone(), self.plain).await
+    }
 }
 
 impl NetworkArgs {
@@ -71,6 +80,8 @@ impl NetworkArgs {
             connector,
             public: Guard::new(tls.is_some(), token.clone()),
             between_services: Guard::between_services(tls.is_some(), token),
+            tls,
+            plain,
         })
     }
 }

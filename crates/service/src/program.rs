@@ -11,6 +11,7 @@ pub use exit::{Exit, Failure};
 use crate::Shutdown;
 use crate::telemetry::{self, LogFormat};
 use clap::{Args, Parser};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,7 +53,19 @@ pub fn main<A>(program: Program, serve: impl AsyncFnOnce(A, Shutdown) -> Result<
 where
     A: Parser + AsRef<ProgramArgs>,
 {
-    let args: A = match parse(program) {
+    main_with(program, std::env::args_os().collect(), serve)
+}
+
+/// Does the same with the words of this command line; the first is the program's.
+pub fn main_with<A>(
+    program: Program,
+    words: Vec<OsString>,
+    serve: impl AsyncFnOnce(A, Shutdown) -> Result<(), Failure>,
+) -> ExitCode
+where
+    A: Parser + AsRef<ProgramArgs>,
+{
+    let args: A = match parse(program, words) {
         Ok(args) => args,
         Err(code) => return code,
     };
@@ -103,8 +116,7 @@ where
 }
 
 /// Returns the parsed flags, or what to exit with: help and version end well, faults do not.
-fn parse<A: Parser>(program: Program) -> Result<A, ExitCode> {
-    let given: Vec<_> = std::env::args_os().collect();
+fn parse<A: Parser>(program: Program, given: Vec<OsString>) -> Result<A, ExitCode> {
     let command = A::command().mut_arg("listen", |arg| arg.required(false).default_value(program.listen));
     let command = settings::with_environment(command, program.prefix).after_help(exit::table());
     let all = settings::with_file(&command, given, program.prefix).map_err(|failure| end(&failure))?;

@@ -41,6 +41,22 @@ pub enum Peers {
     Network,
 }
 
+/// How one role of a process is, for those who tell of the whole process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vitals {
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Whether it computes without getting stuck.
+    pub alive: bool,
+}
+
+impl Default for Vitals {
+    /// Returns those of a role that is about to begin.
+    fn default() -> Self {
+        Self { ready: false, alive: true }
+    }
+}
+
 /// Services that are about to be served, with `grpc.health.v1` among them.
 #[derive(Debug)]
 pub struct Server {
@@ -55,6 +71,8 @@ pub struct Server {
     ready: Option<watch::Receiver<bool>>,
     /// Whose silence, and how much of it, means that the process is stuck.
     alive: Option<(Beat, Duration)>,
+    /// Told of both as well.
+    vitals: Option<watch::Sender<Vitals>>,
 }
 
 impl Server {
@@ -63,7 +81,8 @@ impl Server {
         let (health, service) = tonic_health::server::health_reporter();
         let admin_routes = Routes::new(service.clone());
         let routes = reflection(Routes::new(service));
-        Self { routes, health, names: Vec::new(), peers, admin: None, admin_routes, ready: None, alive: None }
+        let names = Vec::new();
+        Self { routes, health, names, peers, admin: None, admin_routes, ready: None, alive: None, vitals: None }
     }
 
     /// Tells health on a port of its own as well, for probes.
@@ -82,6 +101,12 @@ impl Server {
     #[must_use]
     pub fn alive_while(self, beat: Beat, silent_for_less_than: Duration) -> Self {
         Self { alive: Some((beat, silent_for_less_than)), ..self }
+    }
+
+    /// Tells somebody in this process how it is, too.
+    #[must_use]
+    pub fn tell(self, vitals: Option<watch::Sender<Vitals>>) -> Self {
+        Self { vitals, ..self }
     }
 
     /// Adds a service for everybody.
@@ -128,30 +153,23 @@ impl Server {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
         let first = self.ready.as_ref().is_none_or(|ready| *ready.borrow());
-        report(&self.health, &self.names, status(first)).await;
+        let teller = Teller { health: self.health, names: self.names, vitals: self.vitals };
+        teller.ready(first).await;
         let _follow = self.ready.map(|ready| {
-            let (health, names, stop) = (self.health.clone(), self.names.clone(), shutdown.clone());
+            let (teller, stop) = (teller.clone(), shutdown.clone());
             AbortOnDrop(tokio::spawn(async move {
-                stop.run_until_cancelled(follow(ready, health, names)).await;
+                stop.run_until_cancelled(follow(ready, teller)).await;
             }))
         });
-        self.health.set_service_status(LIVE, ServingStatus::Serving).await;
-        let _watch =
-            self.alive.map(|(beat, limit)| AbortOnDrop(tokio::spawn(look_after(beat, limit, self.health.clone()))));
-        let _admin = self.admin.map(|listener| {
-            let server = builder(self.peers).add_routes(self.admin_routes);
-            let served = server.serve_with_incoming(listener.incoming());
-            AbortOnDrop(tokio::spawn(async {
-                if let Err(error) = served.await {
-                    tracing::error!(%error, "health is not told to probes any more");
-                }
-            }))
-        });
+        teller.alive(true).await;
+        let _watch = self.alive.map(|(beat, limit)| AbortOnDrop(tokio::spawn(look_after(beat, limit, teller.clone()))));
+        let _admin =
+            self.admin.map(|listener| AbortOnDrop(tokio::spawn(serve_admin(listener, self.peers, self.admin_routes))));
         let router = builder(self.peers).layer(calls::Measured::new()).add_routes(self.routes);
         let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         let overdue = async {
             shutdown.cancelled().await;
-            report(&self.health, &self.names, ServingStatus::NotServing).await;
+            teller.ready(false).await;
             tokio::time::sleep(grace).await;
         };
         tokio::select! {
@@ -205,22 +223,77 @@ fn status(ready: bool) -> ServingStatus {
     if ready { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
+/// Tells health to probes, and nothing else.
+async fn serve_admin(listener: Listener, peers: Peers, routes: Routes) {
+    if let Err(error) = builder(peers).add_routes(routes).serve_with_incoming(listener.incoming()).await {
+        tracing::error!(%error, "health is not told to probes any more");
+    }
+}
+
+/// Tells probes of a process with several roles: ready when all of them are, alive while all of them are. Once a
+/// role has ended the process is not ready. Never returns.
+pub async fn tell_of_all(listener: Listener, mut roles: Vec<watch::Receiver<Vitals>>) {
+    let (health, service) = tonic_health::server::health_reporter();
+    let _admin = AbortOnDrop(tokio::spawn(serve_admin(listener, Peers::Network, Routes::new(service))));
+    let teller = Teller { health, names: Vec::new(), vitals: None };
+    loop {
+        let all: Vec<Vitals> = roles.iter_mut().map(|role| *role.borrow_and_update()).collect();
+        teller.ready(all.iter().all(|role| role.ready)).await;
+        teller.alive(all.iter().all(|role| role.alive)).await;
+        let changes = roles.iter_mut().map(|role| Box::pin(role.changed()));
+        if futures::future::select_all(changes).await.0.is_err() {
+            break;
+        }
+    }
+    teller.ready(false).await;
+    std::future::pending::<()>().await;
+}
+
+/// Tells how a server is to all who are told; cheap to clone.
+#[derive(Debug, Clone)]
+struct Teller {
+    health: HealthReporter,
+    names: Vec<&'static str>,
+    vitals: Option<watch::Sender<Vitals>>,
+}
+
+impl Teller {
+    /// Tells the readiness of the whole server, whose name is empty, and of each service.
+    async fn ready(&self, ready: bool) {
+        for name in std::iter::once(&"").chain(&self.names) {
+            self.health.set_service_status(*name, status(ready)).await;
+        }
+        self.tell(|vitals| vitals.ready = ready);
+    }
+
+    async fn alive(&self, alive: bool) {
+        self.health.set_service_status(LIVE, status(alive)).await;
+        self.tell(|vitals| vitals.alive = alive);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Vitals)) {
+        if let Some(vitals) = &self.vitals {
+            vitals.send_modify(change);
+        }
+    }
+}
+
 /// Tells health as readiness changes.
-async fn follow(mut ready: watch::Receiver<bool>, health: HealthReporter, names: Vec<&'static str>) {
+async fn follow(mut ready: watch::Receiver<bool>, teller: Teller) {
     while ready.changed().await.is_ok() {
         let now = *ready.borrow_and_update();
-        report(&health, &names, status(now)).await;
+        teller.ready(now).await;
     }
 }
 
 /// Tells whether the compute thread lives.
-async fn look_after(beat: Beat, limit: Duration, health: HealthReporter) {
+async fn look_after(beat: Beat, limit: Duration, teller: Teller) {
     let mut stuck = false;
     loop {
         let silence = beat.silent_for();
         if stuck != (silence > limit) {
             stuck = !stuck;
-            health.set_service_status(LIVE, status(!stuck)).await;
+            teller.alive(!stuck).await;
             if stuck {
                 tracing::error!(seconds = silence.as_secs(), "the compute thread gives no sign of life");
             } else {
@@ -228,12 +301,5 @@ async fn look_after(beat: Beat, limit: Duration, health: HealthReporter) {
             }
         }
         tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Tells the health of the whole server, whose name is empty, and of each service.
-async fn report(health: &HealthReporter, names: &[&'static str], status: ServingStatus) {
-    for name in std::iter::once(&"").chain(names) {
-        health.set_service_status(*name, status).await;
     }
 }

@@ -8,9 +8,11 @@ mod args;
 mod client;
 mod heartbeat;
 mod lease;
+mod pair;
 
 pub use args::{Place, WorkerArgs};
 pub use lease::{Lease, LeaseError, Leased, TaskFailure};
+pub use pair::{Health, Pair, PairArgs};
 
 use crate::Wire;
 use crate::program::Exit;

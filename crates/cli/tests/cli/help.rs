@@ -26,6 +26,10 @@ fn help_shows_examples_defaults_and_exit_codes() {
         let help = place.run(&[command, "--help"]).done();
         assert!(help.contains("Examples:") && help.contains("--json"), "{help}");
     }
+    let help = place.run(&["serve", "worker", "--help"]).done();
+    for wanted in ["--surgeon-listen", "WORKER_SPILL", "127.0.0.1:7101", "Exit codes:"] {
+        assert!(help.contains(wanted), "{wanted:?} is not in\n{help}");
+    }
     assert!(place.run(&["report", "--help"]).done().contains("Examples:"));
     assert!(place.run(&["compare", "--help"]).done().contains("--html"));
     assert!(place.run(&["--version"]).done().starts_with("llm-surgeon "));

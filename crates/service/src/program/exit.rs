@@ -76,10 +76,13 @@ impl Failure {
         Self { exit, message }
     }
 
-    /// Returns the failure of settings with these faults.
-    pub fn of_settings(faults: impl Iterator<Item = String>) -> Self {
-        let faults: Vec<String> = faults.collect();
-        Self::new(Exit::Usage, faults.join("\nerror: "))
+    /// Returns the one fault, or all of them as one failure of settings.
+    pub fn of_all(mut faults: Vec<Self>) -> Self {
+        if faults.len() > 1 {
+            let messages: Vec<String> = faults.into_iter().map(|fault| fault.message).collect();
+            return Self::new(Exit::Usage, messages.join("\nerror: "));
+        }
+        faults.pop().unwrap_or_else(|| unreachable!("somebody found a fault"))
     }
 }
 

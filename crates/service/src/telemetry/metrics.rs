@@ -5,6 +5,7 @@ use crate::store::Store;
 pub use opentelemetry::KeyValue;
 use opentelemetry::global;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
+use std::sync::{Mutex, PoisonError};
 
 /// Upper bounds of buckets for times of calls, in seconds.
 pub const OF_CALLS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -74,10 +75,19 @@ pub fn watch_device(used: impl Fn() -> Option<u64> + Send + Sync + 'static) {
     });
 }
 
-/// Tells for how long the compute thread has been silent.
+/// Tells for how long the compute thread has been silent; of several in one process, the longest.
 pub fn watch_compute(beat: Beat) {
+    static BEATS: Mutex<Vec<Beat>> = Mutex::new(Vec::new());
+    BEATS.lock().unwrap_or_else(PoisonError::into_inner).push(beat);
     let about = "for how long the compute thread's job has given no sign of life";
-    gauge("llm_surgeon.service.compute.silence", "s", about, move || {
-        vec![(beat.silent_for().as_secs_f64(), Vec::new())]
+    gauge("llm_surgeon.service.compute.silence", "s", about, || {
+        let beats = BEATS.lock().unwrap_or_else(PoisonError::into_inner);
+        beats
+            .iter()
+            .map(Beat::silent_for)
+            .max()
+            .map(|silence| (silence.as_secs_f64(), Vec::new()))
+            .into_iter()
+            .collect()
     });
 }

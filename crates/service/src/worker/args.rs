@@ -1,16 +1,17 @@
 //! Flags that calibrators and surgeons share, and what they come to.
 
 use crate::access::Guard;
-use crate::listen::Listener;
-use crate::network::NetworkArgs;
+use crate::listen::{Address, Listener};
+use crate::network::{Network, NetworkArgs};
 use crate::program::{Exit, Failure, ProgramArgs};
-use crate::server::Peers;
+use crate::server::{Peers, Vitals};
 use crate::status::chain;
 use crate::store::Store;
 use crate::transport::{Connector, Wire};
 use clap::Args;
 use proto::v1::WorkerRole;
 use std::time::Duration;
+use tokio::sync::watch;
 use types::WorkerId;
 
 /// Flags of a worker's place among the others.
@@ -57,6 +58,8 @@ pub struct Place {
     pub guard: Guard,
     /// Where probes ask.
     pub admin: Option<Listener>,
+    /// Told how it is, where probes ask after several roles at once.
+    pub vitals: Option<watch::Sender<Vitals>>,
     /// Where everything lies.
     pub store: Store,
     /// The coordinator; `None` for a worker that works for whoever calls.
@@ -67,67 +70,119 @@ pub struct Place {
     pub stuck_after: Duration,
 }
 
+/// A role of this process and where it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seat<'a> {
+    pub(super) role: WorkerRole,
+    /// Its name, if one was given.
+    pub(super) name: Option<&'a str>,
+    pub(super) listener: &'a Listener,
+    /// The flag that says where it listens, and what it says.
+    pub(super) listen: (&'static str, &'a Address),
+    /// The flag that says where others reach it, and what it says.
+    pub(super) advertise: (&'static str, Option<&'a str>),
+}
+
+/// What all roles of a process share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    coordinator: Option<Wire>,
+    store: Store,
+}
+
 impl WorkerArgs {
     /// Opens store and network; returns the place and where calls arrive. All faults of the flags are told at once.
     pub async fn open(&self, role: WorkerRole) -> Result<(Place, Listener), Failure> {
-        let network = self.network.open().await?;
-        let dial = || network.connector.channel(&self.coordinator).map(Some);
-        let coordinator = if self.standalone { Ok(None) } else { dial() };
-        let coordinator = coordinator.map_err(|e| format!("--coordinator: {}", chain(&e)));
-        let endpoint = self.endpoint(&network.listener, &network.connector);
-        let name = self.worker.clone().unwrap_or_else(|| usual_name(role, network.listener.port()));
-        let worker = WorkerId::new(&name).map_err(|e| format!("--worker: {e}"));
+        let mut network = self.network.open().await?;
+        let mut faults = Vec::new();
+        let shared = self.shared(&network.connector, &mut faults).await;
+        let seat = Seat {
+            role,
+            name: self.worker.as_deref(),
+            listener: &network.listener,
+            listen: ("--listen", &self.network.listen),
+            advertise: ("--advertise", self.advertise.as_deref()),
+        };
+        let taken = seat.take(&network.connector, &mut faults);
+        let (Some(shared), Some(taken)) = (shared, taken) else { return Err(Failure::of_all(faults)) };
+        let admin = network.admin.take();
+        Ok((Place { admin, ..self.place(taken, &shared, &network) }, network.listener))
+    }
+
+    /// Opens the store and the way to the coordinator.
+    pub(super) async fn shared(&self, connector: &Connector, faults: &mut Vec<Failure>) -> Option<Shared> {
+        let coordinator = if self.standalone { Ok(None) } else { connector.channel(&self.coordinator).map(Some) };
+        let coordinator = coordinator.map_err(|e| Failure::new(Exit::Usage, format!("--coordinator: {}", chain(&e))));
         let store = match &self.store {
             None => Ok(Store::memory()),
             Some(address) => Store::open(address)
                 .await
                 .map_err(|e| Failure::new(Exit::Store, format!("--store {address}: {}", chain(&e)))),
         };
-        match (worker, endpoint, coordinator) {
-            (Ok(worker), Ok(endpoint), Ok(coordinator)) => {
-                let place = Place {
-                    worker,
-                    endpoint,
-                    peers: Peers::Network,
-                    guard: if self.standalone { network.public } else { network.between_services },
-                    admin: network.admin,
-                    store: store?,
-                    coordinator,
-                    connector: network.connector,
-                    stuck_after: Duration::from_secs(self.stuck_after.into()),
-                };
-                Ok((place, network.listener))
-            }
-            (worker, endpoint, coordinator) => {
-                let faults = [worker.err(), endpoint.err(), coordinator.err(), store.err().map(|f| f.message)];
-                Err(Failure::of_settings(faults.into_iter().flatten()))
-            }
-        }
+        let (coordinator, store) = (kept(coordinator, faults), kept(store, faults));
+        Some(Shared { coordinator: coordinator?, store: store? })
     }
 
-    /// Returns where others reach this worker.
-    fn endpoint(&self, listener: &Listener, connector: &Connector) -> Result<String, String> {
-        match self.advertise.clone().or_else(|| listener.endpoint()) {
+    /// Returns the place of a role with this name and endpoint.
+    pub(super) fn place(&self, (worker, endpoint): (WorkerId, String), shared: &Shared, network: &Network) -> Place {
+        Place {
+            worker,
+            endpoint,
+            peers: Peers::Network,
+            guard: if self.standalone { network.public.clone() } else { network.between_services.clone() },
+            admin: None,
+            vitals: None,
+            store: shared.store.clone(),
+            coordinator: shared.coordinator.clone(),
+            connector: network.connector.clone(),
+            stuck_after: Duration::from_secs(self.stuck_after.into()),
+        }
+    }
+}
+
+impl Seat<'_> {
+    /// Returns the role's name and where others reach it.
+    pub(super) fn take(&self, connector: &Connector, faults: &mut Vec<Failure>) -> Option<(WorkerId, String)> {
+        let usage = |message| Failure::new(Exit::Usage, message);
+        let name = self.name.map_or_else(|| usual_name(self.role, self.listener.port()), str::to_owned);
+        let worker = WorkerId::new(&name).map_err(|e| usage(format!("--worker: {e}")));
+        let endpoint = self.endpoint(connector).map_err(usage);
+        let (worker, endpoint) = (kept(worker, faults), kept(endpoint, faults));
+        Some((worker?, endpoint?))
+    }
+
+    fn endpoint(&self, connector: &Connector) -> Result<String, String> {
+        let ((listen, address), (advertise, told)) = (self.listen, self.advertise);
+        match told.map(str::to_owned).or_else(|| self.listener.endpoint()) {
             None => Err(format!(
-                "--listen {} is every address of this host: name with --advertise the one that others reach",
-                self.network.listen
+                "{listen} {address} is every address of this host: name with {advertise} the one that others reach"
             )),
             // The others reach it as we would.
             Some(url) => match connector.channel(&url) {
                 Ok(_) => Ok(url),
-                Err(error) => Err(format!("--advertise: {}", chain(&error))),
+                Err(error) => Err(format!("{advertise}: {}", chain(&error))),
             },
         }
     }
 }
 
-/// Returns a name that is the same after a restart at the same place.
-fn usual_name(role: WorkerRole, port: Option<u16>) -> String {
-    let role = match role {
+/// Returns what there is, or notes the fault.
+fn kept<T>(found: Result<T, Failure>, faults: &mut Vec<Failure>) -> Option<T> {
+    found.map_err(|fault| faults.push(fault)).ok()
+}
+
+/// Returns what a role is called in names.
+pub(super) fn role_name(role: WorkerRole) -> &'static str {
+    match role {
         WorkerRole::Calibrator => "calibrator",
         WorkerRole::Surgeon => "surgeon",
         WorkerRole::Unspecified => "worker",
-    };
+    }
+}
+
+/// Returns a name that is the same after a restart at the same place.
+fn usual_name(role: WorkerRole, port: Option<u16>) -> String {
+    let role = role_name(role);
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let host: String = host.trim().chars().filter(|c| legal(*c)).take(100).collect();
