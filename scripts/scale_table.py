@@ -29,6 +29,9 @@ of plain matrix products, by the shares of it that were measured on a CPU: 0.68 
 paths. A forecast of the bench's sweep is within a factor of 2 of it (test `a_measured_sweep_is_forecast_within_the_tolerance`); on
 a GPU no figure has been measured yet.
 
+The store holds of each block one sum of the shards so far, and shards that came before their turn: at worst one shard's factors
+for each GPU, little more than one shard's in all while the GPUs keep pace.
+
 "*lacks*": weights, activations and one block's factors do not fit one device. Weights streamed from host memory, layer by layer,
 would mend that; they are not there yet.
 """
@@ -46,8 +49,8 @@ def config(shape):
 
 def table(binary, structure):
     lines = [
-        "| model | GPUs | sweep | factors on their way | removal paths | factors a shard | through the network, in the store | a calibrator |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | GPUs | sweep | factors on their way | removal paths | factors a shard | through the network | in the store, at most | a calibrator |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, shape in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +65,8 @@ def table(binary, structure):
                 memory = size("calibrator_bytes")
                 if found["lacking_bytes"]:
                     memory += f", *lacks* {found['lacking_bytes'] / 1e9:.0f} GB"
-                cells = [name, str(gpus), *seconds, size("factor_bytes_a_shard"), size("traffic_bytes_a_shot"), memory]
+                sizes = [size(f"{what}_bytes_{per}") for what, per in (("factor", "a_shard"), ("traffic", "a_shot"), ("store", "a_shot"))]
+                cells = [name, str(gpus), *seconds, *sizes, memory]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,13 +1,15 @@
 //! What lies on the compute thread: the open model and the factors of one block. All of it is lent to one job at a time.
 //!
-//! Tensors never leave this file but as bytes. Factors are added in the order in which the caller hands them over: shards
+//! Tensors never leave these files but as bytes. Factors are added in the order in which the caller hands them over: shards
 //! rising.
 
 mod curved;
 mod elements;
+mod merging;
 mod site;
 
 pub(crate) use elements::Digit;
+pub(crate) use merging::merged;
 pub(crate) use site::BlockJob;
 
 use crate::error::Error;

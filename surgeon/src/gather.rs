@@ -1,6 +1,7 @@
 //! All factors of some blocks: every shard is pulled at the same time, a block is ready when all its shards are stored.
 
 use crate::error::Error;
+use crate::merge::Merger;
 use crate::plan::{self, Plan};
 use crate::pull::{Budget, PullFailure, Puller, ShardKey, Stored};
 use proto::v1::worker_service_client::WorkerServiceClient;
@@ -20,6 +21,8 @@ use types::RunId;
 pub(crate) struct Gatherer {
     /// Where factors go.
     pub(crate) store: Store,
+    /// Adds shards as they come.
+    pub(crate) merger: Merger,
     /// How calibrators are reached.
     pub(crate) connector: Connector,
     /// The coordinator.
@@ -89,8 +92,9 @@ impl Gatherer {
         let span = tracing::Span::current();
         for shard in shot.numbers() {
             let puller = Puller {
-                key: ShardKey { run: shot.run.clone(), shot: shot.number, shard },
+                key: ShardKey { run: shot.run.clone(), shot: shot.number, shard, of: shot.shards },
                 store: self.store.clone(),
+                merger: self.merger.clone(),
                 connector: self.connector.clone(),
                 plan: plan.clone(),
                 stored: sender.clone(),
@@ -114,7 +118,7 @@ impl Gatherer {
 }
 
 impl Gathering {
-    /// Returns how many bytes came so far.
+    /// Returns how many bytes came so far, or were added to others: what grows while something happens.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }

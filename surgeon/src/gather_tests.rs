@@ -3,16 +3,18 @@
 use super::*;
 use bytes::Bytes;
 use futures::stream;
+use model::tensor_file;
 use proto::v1;
 use proto::v1::calibrator_service_server::{CalibratorService, CalibratorServiceServer};
 use proto::v1::stream_factors_response::Part;
 use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use service::keys;
-use service::{LocalBlock, LocalFactors, MemoryNetwork, Peers, Reason, Server, SweepKey};
+use service::{ComputeThread, LocalBlock, LocalFactors, MemoryNetwork, Peers, Reason, Server, SweepKey};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tch::Tensor;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -188,12 +190,15 @@ impl World {
         let connector = Connector::new(network.clone());
         let coordinator = WorkerServiceClient::new(connector.channel("memory://coordinator").unwrap());
         let store = Store::memory();
+        // Less than one block: blocks come one at a time, but they come.
+        let budget = Budget::new(1024);
+        let compute = ComputeThread::spawn("surgeon-test", 4).unwrap();
         let gatherer = Gatherer {
             store: store.clone(),
+            merger: Merger::new(store.clone(), compute, budget.clone()),
             connector,
             coordinator,
-            // Less than one block: blocks come one at a time, but they come.
-            budget: Budget::new(1024),
+            budget,
             neighbour: None,
             ids: RequestIds::new("surgeon"),
         };
@@ -237,6 +242,19 @@ impl World {
     async fn stored(&self, shard: u32, block: u32) -> Option<Bytes> {
         self.store.get(&keys::factors(&run(), 1, shard, block)).await.ok()
     }
+
+    /// All shards of a pass are one sum, and each says that it is stored.
+    async fn assert_merged(&self, pass: u32, shards: [u32; 2], block: u32) {
+        for shard in shards {
+            assert_eq!(self.stored(shard, block).await.unwrap(), Bytes::new(), "shard {shard}");
+        }
+        let files = shards.map(|shard| vec![file(shard, block)]);
+        let [first, second] = files;
+        let expected = crate::bench::merged(first, second, &|| ()).unwrap();
+        let all = self.store.list(&keys::all_merged(&run(), 1, pass, block)).await.unwrap();
+        assert_eq!(all, [keys::merged(&run(), 1, pass, block, 2)]);
+        assert!(self.store.get(&all[0]).await.unwrap() == expected);
+    }
 }
 
 fn run() -> RunId {
@@ -249,7 +267,9 @@ fn running(shard: u32, name: &str, generation: u64) -> v1::ShardSource {
 }
 
 fn file(shard: u32, block: u32) -> Bytes {
-    (0..3000_u32).map(|n| (n * 7 + shard * 3 + block) as u8).collect()
+    let values: Vec<f32> = (0..820_u32).map(|n| (n * 7 + shard * 3 + block) as f32 / 7.0).collect();
+    let metadata = BTreeMap::from([("tokens".to_owned(), "40".to_owned())]);
+    Bytes::from(tensor_file::encode(&[("A:down".to_owned(), Tensor::from_slice(&values))], &metadata).unwrap())
 }
 
 fn header(shard: u32, block: u32) -> Part {
@@ -264,6 +284,11 @@ fn chunk(shard: u32, block: u32, range: std::ops::Range<usize>) -> Part {
     Part::Chunk(v1::FactorChunk { block, offset: range.start as u64, crc32c, payload })
 }
 
+/// Returns the chunk after the first 1000 bytes.
+fn rest(shard: u32, block: u32) -> Part {
+    chunk(shard, block, 1000..file(shard, block).len())
+}
+
 /// Returns the part with its chunk, if it is one, changed.
 fn changed(part: Part, change: impl Fn(v1::FactorChunk) -> v1::FactorChunk) -> Part {
     match part {
@@ -273,7 +298,7 @@ fn changed(part: Part, change: impl Fn(v1::FactorChunk) -> v1::FactorChunk) -> P
 }
 
 fn whole(shard: u32, block: u32) -> Parts {
-    vec![header(shard, block), chunk(shard, block, 0..1000), chunk(shard, block, 1000..3000)]
+    vec![header(shard, block), chunk(shard, block, 0..1000), rest(shard, block)]
 }
 
 #[tokio::test]
@@ -282,10 +307,8 @@ async fn every_block_of_every_shard_is_stored_and_released() {
     let both = |shard| vec![[whole(shard, 6), whole(shard, 5)].concat()];
     let (a, b) = (world.calibrator("a", both(0)), world.calibrator("b", both(1)));
     world.gather(2, &[5, 6]).await.unwrap();
-    for shard in [0, 1] {
-        for block in [5, 6] {
-            assert_eq!(world.stored(shard, block).await.unwrap(), file(shard, block));
-        }
+    for block in [5, 6] {
+        world.assert_merged(0, [0, 1], block).await;
     }
     assert_eq!(*a.released.lock().unwrap(), [(6, 4), (5, 4)]);
     assert_eq!(b.asked.lock().unwrap()[0].blocks, [5, 6]);
@@ -297,17 +320,15 @@ async fn a_later_pass_gathers_the_shards_that_count_on_from_those_before() {
     let world = World::new(vec![running(4, "a", 1), running(5, "b", 1)]);
     let _both = (world.calibrator("a", vec![whole(4, 6)]), world.calibrator("b", vec![whole(5, 6)]));
     world.gather_pass(2, 2, &[6]).await.unwrap();
-    for shard in [4, 5] {
-        assert_eq!(world.stored(shard, 6).await.unwrap(), file(shard, 6));
-    }
+    world.assert_merged(2, [4, 5], 6).await;
 }
 
 #[tokio::test]
 async fn a_damaged_chunk_is_asked_for_again_from_where_the_good_ones_end() {
     let world = World::new(vec![running(0, "a", 1)]);
     let mut damaged = whole(0, 6);
-    damaged[2] = changed(chunk(0, 6, 1000..3000), |chunk| v1::FactorChunk { crc32c: chunk.crc32c ^ 1, ..chunk });
-    let calibrator = world.calibrator("a", vec![damaged, vec![header(0, 6), chunk(0, 6, 1000..3000)]]);
+    damaged[2] = changed(rest(0, 6), |chunk| v1::FactorChunk { crc32c: chunk.crc32c ^ 1, ..chunk });
+    let calibrator = world.calibrator("a", vec![damaged, vec![header(0, 6), rest(0, 6)]]);
     world.gather(1, &[6]).await.unwrap();
     assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
     let asked = calibrator.asked.lock().unwrap();
@@ -318,7 +339,7 @@ async fn a_damaged_chunk_is_asked_for_again_from_where_the_good_ones_end() {
 async fn a_file_with_a_wrong_digest_is_never_stored() {
     let world = World::new(vec![running(0, "a", 1)]);
     // The checksums are right, the header is of another file.
-    let mixed = [header(0, 6), chunk(0, 5, 0..1000), chunk(0, 5, 1000..3000)]
+    let mixed = [header(0, 6), chunk(0, 5, 0..1000), rest(0, 5)]
         .map(|part| changed(part, |chunk| v1::FactorChunk { block: 6, ..chunk }));
     let calibrator = world.calibrator("a", vec![mixed.to_vec(), whole(0, 6)]);
     world.gather(1, &[6]).await.unwrap();
@@ -346,7 +367,7 @@ async fn when_a_calibrator_dies_the_next_one_goes_on_inside_the_block() {
     let world = World::new(vec![running(0, "a", 1)]);
     let broken = vec![header(0, 6), chunk(0, 6, 0..1000)];
     let _dies = world.calibrator("a", vec![broken]);
-    let next = world.calibrator("b", vec![vec![header(0, 6), chunk(0, 6, 1000..3000)]]);
+    let next = world.calibrator("b", vec![vec![header(0, 6), rest(0, 6)]]);
     let moved = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         world.plan.send_replace(v1::GetPlanResponse { version: 2, shards: vec![running(0, "b", 2)] });

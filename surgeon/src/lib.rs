@@ -2,7 +2,8 @@
 //! layers, and writes the smaller model. It does not decide how much goes.
 //!
 //! Invariants:
-//! * Tensors live on one compute thread, which holds the factors of one block at a time.
+//! * Tensors live on one compute thread, which holds the factors of one block at a time, and packed sums only while a shard is
+//!   added to them.
 //! * Shards are added in their order, whenever they came: same bits.
 //! * Factors are in the store, checked, before their calibrator may forget them; a broken stream goes on where it broke.
 //! * Everything is keyed by run, shot and block or by content, so that doing it again changes nothing.
@@ -12,6 +13,7 @@
 //! | `worker.rs`, `worker/` | tasks: from the coordinator, over the bench, to the store |
 //! | `plan.rs`, `gather.rs`, `pull.rs`, `receive.rs` | factors: from the calibrators into the store |
 //! | `pull/neighbour.rs` | the same from the calibrator of the same process |
+//! | `merge.rs`, `merge/` | one sum of a block's shards, in their order, as they come |
 //! | `bench.rs` | what happens on the compute thread |
 //! | `standalone.rs` | factors, paths and cuts of callers, without a coordinator |
 //! | `grpc.rs` | `SurgeonService` |
@@ -24,6 +26,7 @@ mod grpc;
 mod job;
 #[doc(hidden)]
 pub mod measure;
+mod merge;
 mod metrics;
 mod plan;
 mod pull;
@@ -41,6 +44,7 @@ use bench::Bench;
 use futures::Stream;
 use gather::Gatherer;
 use grpc::{Board, Grpc};
+use merge::Merger;
 use model::{ModelError, device};
 use proto::v1;
 use proto::v1::surgeon_service_server::SurgeonServiceServer;
@@ -128,6 +132,7 @@ where
             return Ok(());
         };
         let gatherer = Gatherer {
+            merger: Merger::new(place.store.clone(), blocks.compute.clone(), budget.clone()),
             store: place.store,
             connector: place.connector,
             coordinator: WorkerServiceClient::new(coordinator.clone()),

@@ -2,11 +2,12 @@
 //!
 //! Everything that breaks is tried again from the plan; a block that was half received goes on where it broke. Nothing is
 //! visible half-written, because an object of the store appears whole. At most one block of the shard is in memory, and the
-//! blocks of all shards together stay under a budget of bytes.
+//! blocks of all shards together, with what they are added to, stay under a budget of bytes.
 
 mod neighbour;
 
 use crate::error::Error;
+use crate::merge::{BlockPass, Came, Merger};
 use crate::metrics;
 use crate::plan::{Plan, Source};
 use crate::receive::{Partial, StreamFault};
@@ -53,13 +54,26 @@ impl Budget {
     }
 
     /// Waits until `bytes` more fit; a block larger than the whole budget waits until it is alone.
-    async fn reserve(&self, bytes: u64) -> Result<Share, Error> {
+    pub(crate) async fn reserve(&self, bytes: u64) -> Result<Share, Error> {
         Arc::clone(&self.permits).acquire_many_owned(self.units(bytes)).await.map_err(|_| Error::Cancelled)
     }
 
     /// Returns a share of `bytes`, if they fit now.
     pub(crate) fn try_reserve(&self, bytes: u64) -> Option<Share> {
         Arc::clone(&self.permits).try_acquire_many_owned(self.units(bytes)).ok()
+    }
+
+    /// Makes a share one of `bytes` in all, if they fit now; says whether they did. Never waits: who has a share and waits
+    /// for more could wait for another who does the same.
+    pub(crate) fn try_grow(&self, share: &mut Option<Share>, bytes: u64) -> bool {
+        let taken = share.as_ref().map_or(0, |share| share.num_permits() as u32);
+        let more = self.units(bytes).saturating_sub(taken);
+        let Ok(more) = Arc::clone(&self.permits).try_acquire_many_owned(more) else { return false };
+        match share {
+            Some(share) => share.merge(more),
+            None => *share = Some(more),
+        }
+        true
     }
 
     /// Returns how many bytes it has in all.
@@ -98,6 +112,8 @@ pub(crate) struct ShardKey {
     pub(crate) shot: u32,
     /// The shard.
     pub(crate) shard: u32,
+    /// How many shards a pass over the shot's samples has.
+    pub(crate) of: u32,
 }
 
 /// One more piece is in the store.
@@ -125,6 +141,8 @@ pub(crate) struct Puller {
     pub(crate) key: ShardKey,
     /// Where factors go.
     pub(crate) store: Store,
+    /// Adds them to those of the shards before, if a pass has several.
+    pub(crate) merger: Merger,
     /// How calibrators are reached.
     pub(crate) connector: Connector,
     /// Where they come from.
@@ -135,7 +153,7 @@ pub(crate) struct Puller {
     pub(crate) budget: Budget,
     /// The calibrator of this process, from which nothing has to be streamed.
     pub(crate) neighbour: Option<Neighbour>,
-    /// Counts the bytes that came.
+    /// Counts the bytes that came or were added to others.
     pub(crate) received: Arc<AtomicU64>,
     /// Names of our mutations.
     pub(crate) ids: RequestIds,
@@ -145,7 +163,15 @@ pub(crate) struct Puller {
 #[derive(Debug)]
 struct Receiving {
     partial: Partial,
-    _share: Option<Share>,
+    share: Option<Share>,
+}
+
+/// What a pull is at.
+#[derive(Debug, Default)]
+struct Desk {
+    receiving: Option<Receiving>,
+    /// The block that is being received or kept: the one that a failure hit.
+    block: Option<u32>,
 }
 
 impl Puller {
@@ -153,7 +179,7 @@ impl Puller {
     ///
     /// Cancel-safe: what was stored stays, what was not is asked for again.
     pub(crate) async fn pull(mut self, mut missing: BTreeSet<u32>) -> Result<(), PullFailure> {
-        let mut receiving = None;
+        let mut desk = Desk::default();
         let mut failures = 0;
         loop {
             // The plan first: what it calls stored was in the store before.
@@ -161,7 +187,7 @@ impl Puller {
             let before = missing.len();
             let result = match self.take_stored(&mut missing).await {
                 Ok(()) if missing.is_empty() => return Ok(()),
-                Ok(()) => self.advance(&source, &mut missing, &mut receiving).await,
+                Ok(()) => self.advance(&source, &mut missing, &mut desk).await,
                 Err(error) => Err(error),
             };
             let Some(&block) = missing.first() else { return Ok(()) };
@@ -187,7 +213,7 @@ impl Puller {
                     self.pause(failures).await;
                 }
                 Err(error) => {
-                    let block = receiving.as_ref().map_or(block, |r: &Receiving| r.partial.block());
+                    let block = desk.block.filter(|block| missing.contains(block)).unwrap_or(block);
                     return Err(PullFailure { block, error });
                 }
             }
@@ -195,12 +221,7 @@ impl Puller {
     }
 
     /// Takes one step from the source: waits for it, or streams from it until the stream ends.
-    async fn advance(
-        &mut self,
-        source: &Source,
-        missing: &mut BTreeSet<u32>,
-        receiving: &mut Option<Receiving>,
-    ) -> Result<(), Error> {
+    async fn advance(&mut self, source: &Source, missing: &mut BTreeSet<u32>, desk: &mut Desk) -> Result<(), Error> {
         match source {
             Source::Waiting => self.plan.changed().await.map_err(|_| Error::Cancelled),
             Source::Stored => {
@@ -210,10 +231,10 @@ impl Puller {
                 let before = missing.len();
                 let ended = match self.neighbour.as_ref().filter(|neighbour| neighbour.endpoint == *endpoint) {
                     Some(neighbour) => {
-                        *receiving = None; // the rest of another calibrator's is not to be had here
-                        self.take(neighbour, *generation, missing).await
+                        desk.receiving = None; // the rest of another calibrator's is not to be had here
+                        self.take(neighbour, *generation, missing, desk).await
                     }
-                    None => self.stream(endpoint, *generation, missing, receiving).await,
+                    None => self.stream(endpoint, *generation, missing, desk).await,
                 };
                 match ended? {
                     Ended::Complete if missing.len() == before => {
@@ -247,7 +268,7 @@ impl Puller {
         endpoint: &str,
         generation: Generation,
         missing: &mut BTreeSet<u32>,
-        receiving: &mut Option<Receiving>,
+        desk: &mut Desk,
     ) -> Result<Ended, Error> {
         let mut client = CalibratorServiceClient::new(self.connector.bulk_channel(endpoint)?)
             .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
@@ -255,7 +276,7 @@ impl Puller {
         // Who has lost the shard has nothing more for us, and may be cut off without our connection showing it.
         let mut moved = pin!(self.moved(endpoint, generation));
         let mut stream = tokio::select! {
-            opened = self.open(&mut client, generation, missing, receiving.as_ref()) => opened?,
+            opened = self.open(&mut client, generation, missing, desk.receiving.as_ref()) => opened?,
             () = &mut moved => return Ok(Ended::Silent),
         };
         loop {
@@ -272,9 +293,9 @@ impl Puller {
                 Some(v1::StreamFactorsResponse { part: Some(part) }) => part,
             };
             match part {
-                Part::Header(header) => self.begin(&header, missing, receiving).await?,
+                Part::Header(header) => self.begin(&header, missing, desk).await?,
                 Part::Chunk(chunk) => {
-                    let Some(open) = receiving.as_mut() else {
+                    let Some(open) = desk.receiving.as_mut() else {
                         let problem = "a chunk came before a header".to_owned();
                         return Err(StreamFault::Contract { block: chunk.block, problem }.into());
                     };
@@ -282,11 +303,14 @@ impl Puller {
                     let whole = open.partial.append(chunk)?;
                     self.received.fetch_add(bytes, Ordering::Relaxed);
                     metrics::received(bytes);
-                    if whole {
-                        self.keep(receiving.take()).await?;
+                    if let Some(received) = desk.receiving.take_if(|_| whole) {
+                        let bytes = received.partial.offset();
+                        self.keep(received).await?;
                         // Before it is announced: whoever hears that all is stored may end this.
                         self.release(&mut control, generation, block).await;
+                        self.catch_up(block, bytes).await?;
                         self.announce(block, missing).await?;
+                        desk.block = None;
                     }
                 }
             }
@@ -325,35 +349,51 @@ impl Puller {
     }
 
     /// Prepares for the block that a header announces, or goes on with what is here of it.
-    async fn begin(
-        &self,
-        header: &v1::FactorHeader,
-        missing: &BTreeSet<u32>,
-        receiving: &mut Option<Receiving>,
-    ) -> Result<(), Error> {
+    async fn begin(&self, header: &v1::FactorHeader, missing: &BTreeSet<u32>, desk: &mut Desk) -> Result<(), Error> {
         if !missing.contains(&header.block) {
             let problem = "it was not asked for".to_owned();
             return Err(StreamFault::Contract { block: header.block, problem }.into());
         }
-        if receiving.as_ref().is_some_and(|r| r.partial.continues(header)) {
+        if desk.receiving.as_ref().is_some_and(|r| r.partial.continues(header)) {
             return Ok(());
         }
         // Given back before more is asked for, or a budget of one block could wait for itself.
-        *receiving = None;
+        desk.receiving = None;
+        desk.block = Some(header.block);
         let partial = Partial::begin(header)?;
-        *receiving = Some(Receiving { partial, _share: Some(self.budget.reserve(header.bytes).await?) });
+        desk.receiving = Some(Receiving { partial, share: Some(self.budget.reserve(header.bytes).await?) });
         Ok(())
     }
 
-    /// Checks a whole block and puts it into the store.
-    async fn keep(&self, whole: Option<Receiving>) -> Result<(), Error> {
-        let Some(Receiving { partial, _share }) = whole else { return Ok(()) };
+    /// Checks a whole block and puts it into the store, added to the shards before it if it is its turn.
+    async fn keep(&self, whole: Receiving) -> Result<(), Error> {
+        let Receiving { partial, share } = whole;
         let block = partial.block();
         let bytes = partial.offset();
         let parts = partial.finish()?;
-        let key = keys::factors(&self.key.run, self.key.shot, self.key.shard, block);
+        if self.key.of > 1 {
+            let number = self.key.shard % self.key.of;
+            self.merger.keep(&self.of_block(block), number, Came { parts, bytes, share }).await?;
+        } else {
+            let key = keys::factors(&self.key.run, self.key.shot, self.key.shard, block);
+            self.store.put_parts(&key, parts).await?;
+        }
         tracing::debug!(shard = self.key.shard, block, bytes, "factors stored");
-        Ok(self.store.put_parts(&key, parts).await?)
+        Ok(())
+    }
+
+    /// Adds what waits for this shard, if a pass has several.
+    async fn catch_up(&self, block: u32, bytes: u64) -> Result<(), Error> {
+        if self.key.of == 1 {
+            return Ok(());
+        }
+        self.merger.catch_up(&self.of_block(block), bytes, &self.received).await
+    }
+
+    /// Returns what the shard's factors of a block are added to.
+    fn of_block(&self, block: u32) -> BlockPass {
+        let ShardKey { run, shot, shard, of } = self.key.clone();
+        BlockPass { run, shot, pass: shard / of, shards: of, block }
     }
 
     /// Tells the calibrator that a block is stored. It also looks into the store itself, so a lost word does no harm.

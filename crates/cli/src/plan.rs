@@ -76,7 +76,7 @@ fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
     row(
         "  factors",
         rough_duration(found.network_seconds_a_shot),
-        format!("{factors} a shard, on their way meanwhile"),
+        format!("{factors} a shard, {} in all, on their way meanwhile", format_bytes(found.traffic_bytes_a_shot)),
     );
     row("  removal paths", rough_duration(found.score_seconds_a_shot), "mostly meanwhile".to_owned());
     row("  held-out loss", rough_duration(found.evaluate_seconds_a_shot), format!("{} segments", args.eval_samples));
@@ -91,7 +91,8 @@ fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
         format!("{} of it weights", format_bytes(found.weight_bytes)),
     );
     row("surgeon memory", format_bytes(found.surgeon_bytes), "one block's factors".to_owned());
-    row("store, while a shot lasts", format_bytes(found.traffic_bytes_a_shot), "factors of all shards".to_owned());
+    let held = if found.shards > 1 { "at most: sums so far, shards before their turn" } else { "factors of the shard" };
+    row("store, while a shot lasts", format_bytes(found.store_bytes_a_shot), held.to_owned());
     let verdict = match found.lacking(machines) {
         None => format!("fits {} of {} each\n", args.gpus, format_bytes(machines.memory)),
         Some(bytes) => format!(

@@ -244,24 +244,15 @@ impl BlockFactors {
         tch::no_grad(|| {
             let mut factors = Self { tokens, ..Self::default() };
             for (key, values) in tensors {
-                let length = values.numel();
-                if let Some((DIAGONAL, layer)) = key.split_once(':') {
-                    if values.dim() != 2 {
-                        return Err(CurvatureError::Packed { name: key, values: length });
+                match parse(&key, &values)? {
+                    Packed::Diagonal { layer } => {
+                        factors.diagonal.insert(layer.to_owned(), values.f_to_device(device)?);
                     }
-                    factors.diagonal.insert(layer.to_owned(), values.f_to_device(device)?);
-                    continue;
+                    Packed::Triangle { side, layer, n } => {
+                        let sum = packing::unpack_lower(&values, n)?.f_to_device(device)?;
+                        factors.sums_mut(side).insert(layer.to_owned(), sum);
+                    }
                 }
-                let parsed = match key.split_once(':') {
-                    Some(("A", layer)) => Some((Side::Input, layer.to_owned())),
-                    Some(("G", layer)) => Some((Side::Gradient, layer.to_owned())),
-                    _ => None,
-                };
-                let (Some((side, layer)), Some(n)) = (parsed, packing::side_length(length)) else {
-                    return Err(CurvatureError::Packed { name: key, values: length });
-                };
-                let sum = packing::unpack_lower(&values, n)?.f_to_device(device)?;
-                factors.sums_mut(side).insert(layer, sum);
             }
             Ok(factors)
         })
@@ -329,6 +320,66 @@ impl BlockFactors {
             Side::Gradient => &mut self.g,
         }
     }
+}
+
+/// What a packed tensor is, by its key and size.
+enum Packed<'a> {
+    /// The lower triangle of a factor of `n` rows.
+    Triangle { side: Side, layer: &'a str, n: i64 },
+    /// A diagonal.
+    Diagonal { layer: &'a str },
+}
+
+/// Returns what a packed tensor is.
+fn parse<'a>(key: &'a str, values: &Tensor) -> Result<Packed<'a>, CurvatureError> {
+    let wrong = || CurvatureError::Packed { name: key.to_owned(), values: values.numel() };
+    let (side, layer) = match key.split_once(':') {
+        Some((DIAGONAL, layer)) if values.dim() == 2 => return Ok(Packed::Diagonal { layer }),
+        Some(("A", layer)) => (Side::Input, layer),
+        Some(("G", layer)) => (Side::Gradient, layer),
+        _ => return Err(wrong()),
+    };
+    let n = packing::side_length(values.numel()).ok_or_else(wrong)?;
+    Ok(Packed::Triangle { side, layer, n })
+}
+
+/// Adds packed sums, as [`BlockFactors::pack`] returns them, to others, number by number; tokens are their owner's to count.
+/// The same bits as unpacking both, [`BlockFactors::merge`] and packing, without the squares. A factor that only one of them
+/// has is taken as it is. `alive` is called before each tensor.
+///
+/// # Errors
+/// `Packed` as in [`BlockFactors::unpack`], `Shape` when a factor has another size in `part`; then `sums` is spoilt.
+pub fn merge_packed(
+    sums: &mut Vec<(String, Tensor)>,
+    part: Vec<(String, Tensor)>,
+    alive: &dyn Fn(),
+) -> Result<(), CurvatureError> {
+    tch::no_grad(|| {
+        for (key, ours) in sums.iter_mut() {
+            if let Packed::Triangle { .. } = parse(key, ours)? {
+                *ours = ours.f_to_kind(Kind::Float)?;
+            }
+        }
+        for (key, theirs) in part {
+            alive();
+            let found = parse(&key, &theirs)?;
+            let Some((_, ours)) = sums.iter_mut().find(|(name, _)| *name == key) else {
+                sums.push((key, theirs));
+                continue;
+            };
+            match (parse(&key, ours)?, found) {
+                (Packed::Triangle { side, layer, n }, Packed::Triangle { n: found, .. }) if n != found => {
+                    return Err(shape_error(side, layer, vec![n, n], vec![found, found]));
+                }
+                (Packed::Diagonal { layer }, _) if ours.size() != theirs.size() => {
+                    let name = format!("{DIAGONAL} of {layer}");
+                    return Err(CurvatureError::Shape { name, expected: ours.size(), actual: theirs.size() });
+                }
+                _ => drop(ours.f_add_(&theirs.f_to_kind(ours.f_kind()?)?.f_reshape(ours.size())?)?),
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Adds XᵀY, which must be symmetric, to the lower block triangle of `sum_cc`, panel by panel, in place.

@@ -31,7 +31,7 @@ mod kronecker_sum;
 
 pub use damping::{Damping, Factorised, LAMBDA_LIMIT, factorise};
 pub use error::CurvatureError;
-pub use factors::{BlockFactors, Side};
+pub use factors::{BlockFactors, Side, merge_packed};
 pub use inverse::{inverse, is_finite, solve, solve_right, try_cholesky};
 pub use kronecker_sum::{
     CommonBasis, HalfStep, KroneckerSum, KroneckerTerm, PowerIteration, PowerOptions, common_basis,

@@ -101,8 +101,10 @@ pub struct Forecast {
     pub score_flops_a_shot: f64,
     /// Bytes of one shard's factors, packed: what a calibrator hands over.
     pub factor_bytes_a_shard: u64,
-    /// Bytes of factors over the network in a shot, and in the store while it lasts.
+    /// Bytes of factors over the network in a shot.
     pub traffic_bytes_a_shot: u64,
+    /// Most bytes of factors in the store while a shot lasts.
+    pub store_bytes_a_shot: u64,
     /// Largest memory of a calibrator.
     pub calibrator_bytes: u64,
     /// Largest memory of a surgeon's kernels, for one block.
@@ -172,6 +174,12 @@ impl Widths {
 /// Work per token and block, in multiplications: forward, recomputation and input gradients once the weights each, attention
 /// `2 · seq_len · heads · head_dim` for the forward pass and twice that for the gradients, `Σ C² + Σ R²` for the factors;
 /// the head twice `vocabulary · hidden`. A removal path: `2 C³` for the inverse and its downdates.
+///
+/// The store holds, of each block, the sum of the shards so far and those that came before their turn. Shards are leased in
+/// their order, so while no calibrator is a whole shard behind another only the shards that are swept at the same time can
+/// come before their turn: at worst all but one of them, which waits for the first. That is a shard's factors for each
+/// calibrator; calibrators of one speed need not much more than one in all. While a sum grows, the one before is there, too: a
+/// block's factors on top.
 pub fn forecast(widths: &Widths, request: &Request, machines: &Machines) -> Forecast {
     let sides = widths.sides(request.sites);
     let all_sides = || sides.inputs.iter().chain(&sides.outputs);
@@ -218,6 +226,8 @@ pub fn forecast(widths: &Widths, request: &Request, machines: &Machines) -> Fore
     let rounds = count.div_ceil(machines.workers.max(1)) as f64;
     let busy = count as f64 / rounds.max(1.0);
     let traffic_bytes = factor_bytes * count;
+    let growing = if count > 1 { packed } else { 0 };
+    let store_bytes = factor_bytes * count.min(machines.workers.max(1)) + growing;
     let sweep_seconds = sweep_flops / (busy * machines.flops * SWEEP_SHARE);
     let network_seconds = traffic_bytes as f64 / (workers * machines.network);
     let score_seconds = score_flops / (workers * machines.flops * SCORE_SHARE);
@@ -234,6 +244,7 @@ pub fn forecast(widths: &Widths, request: &Request, machines: &Machines) -> Fore
         score_flops_a_shot: score_flops,
         factor_bytes_a_shard: factor_bytes,
         traffic_bytes_a_shot: traffic_bytes,
+        store_bytes_a_shot: store_bytes,
         calibrator_bytes,
         surgeon_bytes,
         sweep_seconds_a_shot: sweep_seconds,
@@ -292,6 +303,20 @@ mod tests {
         let machine = Machines { flops: flops / 13.05, ..ONE };
         let found = forecast(&small, &asked, &machine).sweep_seconds_a_shot / 19.24;
         assert!(found < TOLERANCE && found > 1.0 / TOLERANCE, "forecast over measured: {found}");
+    }
+
+    #[test]
+    fn the_store_grows_with_the_workers_and_not_with_the_shards() {
+        let large = llama(80, 8192, 28672, 64, 8, 128_256);
+        let with = |workers| forecast(&large, &request(Sites::Consumers), &Machines { workers, ..ONE });
+        let (one, eight, many) = (with(1), with(8), with(1 << 20));
+        assert!(one.shards > 8 && one.traffic_bytes_a_shot == one.shards * one.factor_bytes_a_shard);
+        let block = one.factor_bytes_a_shard / 80;
+        assert_eq!(one.store_bytes_a_shot, one.factor_bytes_a_shard + block);
+        assert_eq!(eight.store_bytes_a_shot, 8 * one.factor_bytes_a_shard + block);
+        assert_eq!(many.store_bytes_a_shot, many.traffic_bytes_a_shot + block);
+        let small = forecast(&llama(2, 64, 128, 4, 4, 256), &request(Sites::Consumers), &ONE);
+        assert_eq!((small.shards, small.store_bytes_a_shot), (1, small.factor_bytes_a_shard));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! runs/{run}/journal/{sequence}                              a journal record
-//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard
+//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard; empty once they are merged
+//! runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
+//!                                                            their sum over the first so many shards of a pass
 //! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration
 //! runs/{run}/shots/{shot}/scores/{round}/{block}             the removal paths of a block's layers, or histograms of costs
 //! runs/{run}/shots/{shot}/refined/{round}/{block}            histograms of the costs near the threshold
@@ -44,6 +46,17 @@ pub fn all_factors(run: &RunId, number: u32) -> String {
 /// Returns the key of one block's factors from one shard.
 pub fn factors(run: &RunId, number: u32, shard: u32, block: u32) -> String {
     format!("{}/{shard:04}/{block:04}", all_factors(run, number))
+}
+
+/// Returns the folder of the sums over the first shards of one pass, of one block.
+pub fn all_merged(run: &RunId, number: u32, pass: u32, block: u32) -> String {
+    format!("{}/merged/{pass:04}/{block:04}", all_factors(run, number))
+}
+
+/// Returns the key of the sum over the first `shards` shards of one pass, of one block. The count is part of the key: who is
+/// behind never writes over what is further.
+pub fn merged(run: &RunId, number: u32, pass: u32, block: u32, shards: u32) -> String {
+    format!("{}/{shards:05}", all_merged(run, number, pass, block))
 }
 
 /// Returns the folder of what weighs tokens in a shot's later passes.

@@ -200,9 +200,14 @@ impl Store {
 
     /// Says whether an object is there.
     pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        Ok(self.size(key).await?.is_some())
+    }
+
+    /// Returns how many bytes an object has, if it is there.
+    pub async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
         match self.objects.head(&checked(key)?).await.map_err(|e| failed(key, e)) {
-            Ok(_) => Ok(true),
-            Err(StoreError::NotFound { .. }) => Ok(false),
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -340,7 +345,11 @@ mod tests {
             store.put("a/b", "short".into()).await.unwrap();
             assert_eq!(store.get("a/b").await.unwrap(), "short");
             assert!(store.exists("a/b").await.unwrap());
+            assert_eq!(store.size("a/b").await.unwrap(), Some(5));
+            store.put("a/b", Bytes::new()).await.unwrap();
+            assert_eq!(store.size("a/b").await.unwrap(), Some(0), "empty is not gone");
             store.delete("a/b").await.unwrap();
+            assert_eq!(store.size("a/b").await.unwrap(), None);
             store.delete("a/b").await.unwrap();
             assert!(!store.exists("a/b").await.unwrap());
             assert!(matches!(store.get("a/b").await, Err(StoreError::NotFound { key }) if key == "a/b"));

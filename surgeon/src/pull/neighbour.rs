@@ -2,7 +2,7 @@
 //!
 //! What it has and when, and when it may forget it, is as over a network.
 
-use super::{Ended, IDLE, Puller, RELEASE, Receiving};
+use super::{Desk, Ended, IDLE, Puller, RELEASE, Receiving};
 use crate::error::Error;
 use crate::metrics;
 use crate::receive::{Partial, StreamFault};
@@ -22,6 +22,7 @@ impl Puller {
         neighbour: &Neighbour,
         generation: Generation,
         missing: &mut BTreeSet<u32>,
+        desk: &mut Desk,
     ) -> Result<Ended, Error> {
         let sweep = SweepKey { run: self.key.run.clone(), shot: self.key.shot, shard: self.key.shard, generation };
         let mut moved = pin!(self.moved(&neighbour.endpoint, generation));
@@ -33,6 +34,7 @@ impl Puller {
             };
             let Ok(next) = next else { return Ok(Ended::Silent) };
             let Some(found) = next.map_err(refused)? else { break };
+            desk.block = Some(found.block);
             self.hand_over(neighbour, &sweep, found, missing).await?;
         }
         Ok(Ended::Complete)
@@ -56,12 +58,13 @@ impl Puller {
         let bytes = partial.offset();
         self.received.fetch_add(bytes, Ordering::Relaxed);
         metrics::received(bytes);
-        self.keep(Some(Receiving { partial, _share: share })).await?;
+        self.keep(Receiving { partial, share }).await?;
         tracing::debug!(shard = sweep.shard, block, bytes, "factors taken from the calibrator of this process");
         // Before it is announced: whoever hears that all is stored may end this.
         if let Ok(Err(status)) = tokio::time::timeout(RELEASE, neighbour.factors.release(sweep, block)).await {
             tracing::debug!(shard = sweep.shard, block, error = status.message(), "factors were not released");
         }
+        self.catch_up(block, bytes).await?;
         self.announce(block, missing).await
     }
 }

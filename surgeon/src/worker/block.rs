@@ -1,9 +1,10 @@
-//! One block on the bench: its factors from the store, added in shard order, then its paths or its new weights. For the
-//! coordinator's tasks and for callers of a surgeon that works alone.
+//! One block on the bench: its factors from the store, added in shard order as far as they are not yet, then its paths or its
+//! new weights. For the coordinator's tasks and for callers of a surgeon that works alone.
 
 use crate::bench::{Bench, BlockJob, Digit, NewLayer};
 use crate::error::Error;
 use crate::job::Block;
+use crate::merge::BlockPass;
 use crate::metrics;
 use bytes::Bytes;
 use proto::v1;
@@ -26,6 +27,15 @@ pub(crate) struct Blocks {
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     /// Where factors, paths and weights lie.
     pub(crate) store: Store,
+}
+
+/// How laying a pass out ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Laid {
+    /// All of it is on the bench.
+    Whole,
+    /// A surgeon that has lost the block, and does not know yet, merged a shard meanwhile.
+    Overtaken,
 }
 
 impl Blocks {
@@ -167,33 +177,65 @@ impl Blocks {
         Ok(checkpoint::layers(&self.store, states).await?)
     }
 
-    /// Adds a block's sums of all passes up to `last` on the bench, shard after shard: one shard's bytes are in memory at a
-    /// time.
+    /// Adds a block's sums of all passes up to `last` on the bench: of each pass the sum of the first shards, as far as they
+    /// are merged, then shard after shard. One shard's bytes are in memory at a time.
     async fn lay_out(
         &self,
         shot: &(RunId, u32),
         (block, last): (&Block, u32),
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        self.on_bench(|bench| {
-            bench.clear();
-            Ok(())
-        })
-        .await?;
-        for shard in 0..block.shards * (last + 1) {
+        loop {
+            self.on_bench(|bench| {
+                bench.clear();
+                Ok(())
+            })
+            .await?;
+            let mut laid = Laid::Whole;
+            for pass in 0..=last {
+                let (run, shot) = (shot.0.clone(), shot.1);
+                let of = BlockPass { run, shot, pass, shards: block.shards, block: block.number };
+                laid = self.lay_out_pass(&of, stop).await?;
+                if laid == Laid::Overtaken {
+                    break;
+                }
+            }
+            // Each time some sum has become longer.
+            if laid == Laid::Whole {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn lay_out_pass(&self, of: &BlockPass, stop: &CancellationToken) -> Result<Laid, Error> {
+        let pass = of.pass;
+        let mut merged = 0;
+        if let Some((shards, sum)) = of.longest(&self.store).await? {
+            merged = shards;
+            self.on_bench(move |bench| bench.add(pass, &sum)).await?;
+        }
+        for number in merged..of.shards {
             if stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let bytes = match self.store.get(&keys::factors(&shot.0, shot.1, shard, block.number)).await {
+            let key = of.own_key(number);
+            let bytes = match self.store.get(&key).await {
                 Err(StoreError::NotFound { .. }) => {
-                    return Err(Error::FactorsGone { shard, blocks: vec![block.number] });
+                    let shard = pass * of.shards + number;
+                    return Err(Error::FactorsGone { shard, blocks: vec![of.block] });
                 }
                 other => other?,
             };
-            let pass = shard / block.shards;
+            if bytes.is_empty() {
+                if of.merged(&self.store).await? > number {
+                    return Ok(Laid::Overtaken);
+                }
+                let problem = "it says that its factors were merged, but no sum of shards has them".to_owned();
+                return Err(Error::Damaged { key, problem });
+            }
             self.on_bench(move |bench| bench.add(pass, &bytes)).await?;
         }
-        Ok(())
+        Ok(Laid::Whole)
     }
 
     /// Adds the factors of earlier shots, faded, to those on the bench, and keeps the sum for the rest of this shot and for
@@ -278,3 +320,7 @@ fn json(found: &impl serde::Serialize) -> Result<Bytes, Error> {
     let json = serde_json::to_vec(found).map_err(|e| Error::Bug(format!("scores do not fit into JSON: {e}")))?;
     Ok(Bytes::from(json))
 }
+
+#[cfg(test)]
+#[path = "block_tests.rs"]
+mod tests;

@@ -60,6 +60,49 @@ fn packed_nonsense_is_refused() {
 }
 
 #[test]
+fn packed_sums_merge_to_the_bits_that_unpacked_ones_do() {
+    let shard = |seed: u64| {
+        let (x, g) = (random(&[9, 5], seed).to_kind(Kind::Float), random(&[9, 3], seed + 1).to_kind(Kind::Float));
+        let mut factors = BlockFactors::new();
+        factors.accumulate(Side::Input, "down", &x).unwrap();
+        factors.accumulate(Side::Gradient, "down", &g).unwrap();
+        factors.accumulate_diagonal("down", &x, &g).unwrap();
+        factors.pack().unwrap()
+    };
+    let (mut packed, mut unpacked) = (shard(1), BlockFactors::unpack(9, shard(1), Device::Cpu).unwrap());
+    for seed in [3, 5, 7] {
+        merge_packed(&mut packed, shard(seed), &|| ()).unwrap();
+        unpacked.merge(&BlockFactors::unpack(9, shard(seed), Device::Cpu).unwrap()).unwrap();
+    }
+    let expected = unpacked.pack().unwrap();
+    assert_eq!(packed.len(), 3);
+    for ((name, found), (expected_name, expected)) in packed.iter().zip(&expected) {
+        assert!(name == expected_name && found.equal(expected), "{name}");
+    }
+}
+
+#[test]
+fn packed_sums_take_what_only_one_has_and_refuse_what_does_not_fit() {
+    let values = |n: i64| Tensor::ones([n], (Kind::Float, Device::Cpu));
+    let one = |key: &str, n| vec![(key.to_owned(), values(n))];
+    let mut sums = one("A:x", 3);
+    merge_packed(&mut sums, one("G:x", 6), &|| ()).unwrap();
+    assert_eq!(sums.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["A:x", "G:x"]);
+    let wider = merge_packed(&mut sums, one("G:x", 10), &|| ()).unwrap_err().to_string();
+    assert!(wider.contains("G of x") && wider.contains("[3, 3], got [4, 4]"), "{wider}");
+    for (key, n) in [("A:x", 4), ("B:x", 6), ("x", 6), ("D:x", 6)] {
+        assert!(
+            matches!(merge_packed(&mut sums, one(key, n), &|| ()), Err(CurvatureError::Packed { .. })),
+            "{key} {n}"
+        );
+        assert!(matches!(merge_packed(&mut one(key, n), Vec::new(), &|| ()), Err(CurvatureError::Packed { .. })));
+    }
+    let matrix = |c: i64| vec![("D:x".to_owned(), values(2 * c).view([2, c]))];
+    let diagonal = merge_packed(&mut matrix(3), matrix(1), &|| ()).unwrap_err();
+    assert!(matches!(diagonal, CurvatureError::Shape { .. }), "a row is not spread over others: {diagonal}");
+}
+
+#[test]
 fn faults_name_side_and_layer() {
     let mut factors = BlockFactors::new();
     let x = random(&[3, 2], 1);
