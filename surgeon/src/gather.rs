@@ -1,4 +1,5 @@
-//! All factors of some blocks: every shard is pulled at the same time, a block is ready when all its shards are stored.
+//! All factors of some blocks: every shard is pulled at the same time, a block is ready when all its shards are stored or, where
+//! one is quarantined, not waited for any more.
 
 use crate::error::Error;
 use crate::plan::{self, Plan};

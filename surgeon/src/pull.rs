@@ -98,7 +98,7 @@ pub(crate) struct ShardKey {
     pub(crate) shard: u32,
 }
 
-/// One more piece is in the store.
+/// One more piece is in the store, or is not waited for any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
     /// Which block.
@@ -199,6 +199,13 @@ impl Puller {
     ) -> Result<(), Error> {
         match source {
             Source::Waiting => self.plan.changed().await.map_err(|_| Error::Cancelled),
+            // Nothing of it is waited for; which shards count the tasks say that compute with them.
+            Source::Quarantined => {
+                for block in missing.clone() {
+                    self.announce(block, missing).await?;
+                }
+                Ok(())
+            }
             Source::Stored => {
                 Err(Error::FactorsGone { shard: self.key.shard, blocks: missing.iter().copied().collect() })
             }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runs/{run}/journal/{sequence}                              a journal record
-//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard
+//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard; of a quarantined one, some at most
 //! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration
 //! runs/{run}/shots/{shot}/scores/{round}/{block}             the removal paths of a block's layers, or histograms of costs
 //! runs/{run}/shots/{shot}/refined/{round}/{block}            histograms of the costs near the threshold

@@ -168,7 +168,7 @@ impl Blocks {
     }
 
     /// Adds a block's sums of all passes up to `last` on the bench, shard after shard: one shard's bytes are in memory at a
-    /// time.
+    /// time. Quarantined shards are passed over, whatever of them is in the store.
     async fn lay_out(
         &self,
         shot: &(RunId, u32),
@@ -180,7 +180,7 @@ impl Blocks {
             Ok(())
         })
         .await?;
-        for shard in 0..block.shards * (last + 1) {
+        for shard in (0..block.shards * (last + 1)).filter(|shard| block.counts(*shard)) {
             if stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
