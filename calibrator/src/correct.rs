@@ -9,7 +9,7 @@ use bytes::Bytes;
 use model::correct::{self, CorrectOptions, CorrectReport, Zeros};
 use model::{Decoder, ModelError, ModelFolder, tensor_file};
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use tch::{Device, Kind, Tensor};
 use types::{BlockDescription, LayerId, LayerState, RunSpec, Structure, UnitKind};
 
@@ -27,14 +27,25 @@ pub(crate) struct Corrected {
     pub(crate) layers: Vec<(LayerState, Bytes)>,
 }
 
+/// Which of the calibration samples a correction sees.
+#[derive(Debug, Clone)]
+pub(crate) struct LearnsFrom {
+    /// First of the shot's samples.
+    pub(crate) first_sample: usize,
+    /// Samples that are left out, by their numbers among all.
+    pub(crate) left_out: Vec<Range<usize>>,
+}
+
 /// Corrects `decoder`, the model of `folder` with the layers in `states` changed.
 pub(crate) fn correct(
     (folder, blocks): (&ModelFolder, &[BlockDescription]),
     (decoder, data): (&Decoder, &Data),
     states: &[LayerState],
-    (spec, first_sample): (&RunSpec, usize),
+    (spec, learns_from): (&RunSpec, &LearnsFrom),
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Corrected, Error> {
+    let LearnsFrom { first_sample, left_out } = learns_from;
+    let first_sample = *first_sample;
     let range = first_sample..first_sample.saturating_add(spec.samples as usize);
     let samples = data.samples.ids.get(range);
     let samples = samples.ok_or(Error::NoSuchSamples {
@@ -42,6 +53,15 @@ pub(crate) fn correct(
         samples: spec.samples as usize,
         found: data.samples.ids.len(),
     })?;
+    let seen: Vec<Vec<i64>>;
+    let samples = if left_out.is_empty() {
+        samples
+    } else {
+        let numbered = (first_sample..).zip(samples);
+        seen =
+            numbered.filter(|(n, _)| !left_out.iter().any(|gone| gone.contains(n))).map(|(_, s)| s.clone()).collect();
+        &seen
+    };
     let options = CorrectOptions {
         rank: spec.correct_rank,
         alpha: f64::from(spec.correct_rank),

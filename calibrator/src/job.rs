@@ -3,6 +3,7 @@
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
 use service::telemetry::trace;
+use std::ops::Range;
 use types::{Generation, RunId, RunSpec};
 
 /// Samples of a run, as in [`RunSpec::validated`].
@@ -43,6 +44,8 @@ pub(crate) enum Work {
         checkpoint: Option<String>,
         /// First of its samples.
         first_sample: usize,
+        /// Samples that are not learnt from.
+        left_out: Vec<Range<usize>>,
     },
     /// Score the held-out data.
     Evaluate {
@@ -97,9 +100,10 @@ impl TryFrom<v1::Task> for Job {
                 return Err(CALIBRATE.bad("pass", "is more than the run's half-steps"));
             }
             Wire::Calibrate(calibrate) => Work::Calibrate(calibrate.try_into()?),
-            Wire::Correct(v1::CorrectTask { checkpoint, first_sample }) => Work::Correct {
+            Wire::Correct(v1::CorrectTask { checkpoint, first_sample, left_out }) => Work::Correct {
                 checkpoint: present(checkpoint),
                 first_sample: TASK.number("first_sample", first_sample, MAX_SAMPLES)? as usize,
+                left_out: left_out.into_iter().map(range).collect::<Result<_, _>>()?,
             },
             Wire::Evaluate(v1::EvaluateTask { checkpoint }) => Work::Evaluate { checkpoint: present(checkpoint) },
             Wire::Weigh(_) | Wire::Score(_) | Wire::Refine(_) | Wire::Update(_) | Wire::Materialise(_) => {
@@ -135,6 +139,11 @@ impl TryFrom<v1::CalibrateTask> for Calibrate {
             pass: task.pass,
         })
     }
+}
+
+fn range(range: v1::SampleRange) -> Result<Range<usize>, InvalidMessage> {
+    let first = TASK.number("left_out.first_sample", range.first_sample, u64::from(u32::MAX))? as usize;
+    Ok(first..first + TASK.number("left_out.samples", range.samples, MAX_SAMPLES)? as usize)
 }
 
 /// Returns a key, unless it is empty: the base model has no manifest.

@@ -2,7 +2,7 @@
 //!
 //! One task runs at a time. What needs tensors happens in jobs on the compute thread, and tensors stay there.
 
-use crate::correct::correct;
+use crate::correct::{LearnsFrom, correct};
 use crate::error::Error;
 use crate::job::{Calibrate, Job, Work};
 use crate::metrics;
@@ -69,9 +69,10 @@ impl Handler {
                 let key = SweepKey { run: job.run, shot: job.shot, shard: task.shard, generation: job.generation };
                 self.calibrate(key, job.spec, task, lease).await.map(TaskResult::Calibrate)
             }
-            Work::Correct { checkpoint, first_sample } => {
+            Work::Correct { checkpoint, first_sample, left_out } => {
                 let key = DecoderKey { run: job.run, checkpoint };
-                self.correct(key, (job.spec, job.shot, first_sample), lease).await.map(TaskResult::Correct)
+                let learns_from = LearnsFrom { first_sample, left_out };
+                self.correct(key, (job.spec, job.shot, learns_from), lease).await.map(TaskResult::Correct)
             }
             Work::Evaluate { checkpoint } => {
                 let key = DecoderKey { run: job.run, checkpoint };
@@ -123,7 +124,7 @@ impl Handler {
     async fn correct(
         &self,
         key: DecoderKey,
-        (spec, shot, first_sample): (RunSpec, u32, usize),
+        (spec, shot, learns_from): (RunSpec, u32, LearnsFrom),
         lease: &Lease,
     ) -> Result<v1::CorrectResult, Error> {
         let run = key.run.clone();
@@ -135,7 +136,7 @@ impl Handler {
                 let model = model::units::describe_for(&folder, &spec)?;
                 let loaded = session.load(&key, &spec, changed)?;
                 let mut progress = |done, total| control.step(done, total);
-                correct((&folder, &model.blocks), loaded, &states, (&spec, first_sample), &mut progress)
+                correct((&folder, &model.blocks), loaded, &states, (&spec, &learns_from), &mut progress)
             })
             .await?;
         let mut layers = Vec::with_capacity(corrected.layers.len());

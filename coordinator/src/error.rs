@@ -26,6 +26,25 @@ pub enum RunError {
         /// How.
         failure: TaskFailure,
     },
+    /// More samples without a finite loss or gradient than the run may leave out.
+    #[error(
+        "calibrate failed twice for the same samples: {}; that makes {poisoned} of the shot's {samples} samples ({which}), and \
+         the run leaves out a share of {allowed} at most; {remedy}", .failure.message
+    )]
+    Poisoned {
+        /// How the last shard failed.
+        failure: TaskFailure,
+        /// Samples of all shards that failed so.
+        poisoned: u64,
+        /// Samples of the shot.
+        samples: u64,
+        /// Which are poisoned.
+        which: String,
+        /// The share that may be left out.
+        allowed: f64,
+        /// What to do.
+        remedy: String,
+    },
     /// The target cannot be reached.
     #[error("{0}")]
     Target(String),
@@ -96,13 +115,14 @@ impl RunError {
             Self::Journal(JournalError::Fenced { .. }) => Reason::Fenced,
             Self::Task { failure, .. } => match failure.class {
                 FailureClass::InvalidInput => Reason::InputInvalid,
-                FailureClass::Numerical => Reason::Numerical,
+                FailureClass::Numerical | FailureClass::NotFinite => Reason::Numerical,
                 FailureClass::OutOfMemory => Reason::OutOfMemory,
                 // Whoever waits for the store wants to know what to do about it.
                 FailureClass::Store => failure.reason.unwrap_or(Reason::StoreUnavailable),
                 FailureClass::Unavailable => Reason::PeerUnavailable,
                 FailureClass::Internal => Reason::Internal,
             },
+            Self::Poisoned { .. } => Reason::Numerical,
             Self::Target(_) | Self::Cut { .. } => Reason::TargetUnreachable,
             Self::Changed { .. } | Self::NotKept { .. } => Reason::InputInvalid,
             Self::Damped { .. } => Reason::NotPositiveDefinite,
@@ -119,6 +139,7 @@ impl RunError {
             Self::Task { failure, .. } if failure.class == FailureClass::Store => Consequence::Pause,
             Self::Journal(JournalError::Corrupt { .. } | JournalError::Newer { .. })
             | Self::Task { .. }
+            | Self::Poisoned { .. }
             | Self::Target(_)
             | Self::Cut { .. }
             | Self::Changed { .. }

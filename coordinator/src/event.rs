@@ -61,6 +61,8 @@ pub enum Event {
     },
     /// All factors of one shard are in the store.
     ShardCalibrated(ShardCalibrated),
+    /// The loss or a gradient of one shard's samples is not finite, twice: the shot goes on without them.
+    ShardQuarantined(ShardQuarantined),
     /// Kronecker sums only: what weighs tokens in one block in the next pass is in the store.
     BlockWeighed(BlockWeighed),
     /// The removal paths of one block are in the store.
@@ -123,6 +125,7 @@ impl Event {
             }
             Self::Evaluated(e) => Some(e.shot),
             Self::ShardCalibrated(s) => Some(s.shot),
+            Self::ShardQuarantined(s) => Some(s.shot),
             Self::BlockWeighed(b) => Some(b.shot),
             Self::BlockScored(b) => Some(b.shot),
             Self::BlockRefined(b) => Some(b.shot),
@@ -200,6 +203,25 @@ pub struct ShardCalibrated {
     pub factor_bytes: u64,
     /// Largest resident memory of the calibrator so far, bytes.
     pub peak_memory: u64,
+}
+
+/// A shard that is left out of its shot, from the pass on in which it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardQuarantined {
+    /// Which shot.
+    pub shot: u32,
+    /// Which pass over its samples.
+    pub pass: u32,
+    /// Which shard: its number in the first pass.
+    pub shard: u32,
+    /// Shards of a pass: those of later passes count on from there.
+    pub shards: u32,
+    /// Its first sample, among all calibration samples.
+    pub first_sample: u64,
+    /// How many it has.
+    pub samples: u64,
+    /// What the calibrator said the second time, with the samples at fault where it can tell.
+    pub reason: String,
 }
 
 /// Where a sweep's time went.

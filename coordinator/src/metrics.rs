@@ -240,7 +240,7 @@ fn share_done(spec: &RunSpec, history: &History, shot: &ShotHistory) -> Option<f
     let of_round = 2 * blocks;
     let total = shard_plan(spec, model).len() * (passes + 1) + blocks * passes + of_round * spec.rounds.max(1) as usize;
     let of_blocks = shot.scored.len() + shot.updated.len() + of_round * shot.rounds.len();
-    let done = shot.shards.len() + shot.weighed.len() + of_blocks;
+    let done = shot.settled_sweeps(spec.passes()) + shot.weighed.len() + of_blocks;
     Some((done as f64 / total.max(1) as f64).min(1.0))
 }
 

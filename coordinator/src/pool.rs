@@ -249,16 +249,20 @@ impl Pool {
         inner.plans.retain(|(r, _), _| r != run);
     }
 
-    /// Opens the plan of a shot: `stored` shards need no sweep.
-    pub(crate) fn open_plan(&self, run: &str, shot: u32, shards: u32, stored: impl Fn(u32) -> bool) {
-        let sources = (0..shards)
-            .map(|shard| {
-                let state = if stored(shard) { v1::ShardState::Stored } else { v1::ShardState::Waiting };
-                (shard, v1::ShardSource { shard, state: state as i32, endpoint: String::new(), generation: 0 })
-            })
-            .collect();
+    /// Opens the plan of a shot with the `state` of each shard.
+    pub(crate) fn open_plan(&self, run: &str, shot: u32, shards: u32, state: impl Fn(u32) -> v1::ShardState) {
+        let source = |shard| v1::ShardSource { shard, state: state(shard) as i32, ..v1::ShardSource::default() };
+        let sources = (0..shards).map(|shard| (shard, source(shard))).collect();
         let (sender, _) = watch::channel((1, sources));
         self.lock().plans.insert((run.to_owned(), shot), sender);
+    }
+
+    /// Shows in the plan of a shot that nobody need wait for a shard any more.
+    pub(crate) fn quarantine(&self, run: &str, shot: u32, shard: u32) {
+        let inner = self.lock();
+        let Some(plan) = inner.plans.get(&(run.to_owned(), shot)) else { return };
+        let state = v1::ShardState::Quarantined as i32;
+        change(plan, v1::ShardSource { shard, state, ..v1::ShardSource::default() });
     }
 
     /// Returns the plan of a shot once its version is above `known`, or as it is when `wait` is over.
@@ -319,11 +323,16 @@ impl Inner {
         let Some(Work::Calibrate(work)) = &task.work else { return };
         let Some(plan) = self.plans.get(&(task.run.clone(), task.shot)) else { return };
         let source = v1::ShardSource { shard: work.shard, state: state as i32, endpoint, generation: task.generation };
-        plan.send_modify(|(version, shards)| {
-            *version += 1;
-            shards.insert(work.shard, source);
-        });
+        change(plan, source);
     }
+}
+
+/// Puts a shard's source into a plan.
+fn change(plan: &watch::Sender<Plan>, source: v1::ShardSource) {
+    plan.send_modify(|(version, shards)| {
+        *version += 1;
+        shards.insert(source.shard, source);
+    });
 }
 
 /// Returns how long a lease lasts, in seconds.

@@ -1,6 +1,7 @@
 //! The report: the journal's history as one document. Pure; holds no times, so that equal runs give equal bytes.
 
 use crate::event::{Evaluated, History, Prepared};
+use crate::stages::left_out;
 use types::{Evaluation, KeptUnits, RunId, RunReport, RunSpec, Shape, ShotReport, UnitKind};
 
 /// Tokens per column of the widest factor below which its smallest eigenvalues are mostly noise.
@@ -46,14 +47,13 @@ pub(crate) fn shots(history: &History) -> Vec<ShotReport> {
 fn shot_report(shot: u32, history: &History, evaluation: Option<Evaluation>) -> Option<ShotReport> {
     let known = history.shots.get(&shot)?;
     let (cut, committed) = (known.cut.as_ref()?, known.committed.as_ref()?);
-    let (loss, targets) = known.shards.values().fold((0.0, 0), |(l, t), s| (l + s.loss_sum, t + s.targets));
     Some(ShotReport {
         shot,
         limit: known.limit,
         taken_back: known.taken_back,
         sizes: committed.sizes,
         threshold: cut.threshold,
-        calibration_loss: if targets == 0 { 0.0 } else { loss / targets as f64 },
+        calibration_loss: known.calibration_loss().unwrap_or(0.0),
         predicted: committed.predicted,
         predicted_other_shape: cut.predicted_other_shape,
         correction: known.corrected.as_ref().map(|c| c.report),
@@ -88,6 +88,13 @@ fn warnings(prepared: &Prepared, history: &History) -> Vec<String> {
         );
     }
     for (shot, known) in &history.shots {
+        if !known.quarantined.is_empty() {
+            warnings.push(format!(
+                "shot {shot}: {} calibration samples were left out, the loss or a gradient in their shards is not finite: {}",
+                known.poisoned(),
+                left_out(known.quarantined.values())
+            ));
+        }
         if let Some(cut) = known.cut.as_ref().filter(|c| c.damped_layers > 0) {
             warnings.push(format!(
                 "shot {shot}: {} layers needed more damping than asked for, up to {} of the mean of the diagonal",

@@ -307,10 +307,7 @@ impl Run {
         to_event: impl FnOnce(TaskResult, f64) -> Result<Event, RunError>,
     ) -> Result<(), RunError> {
         let Submitted { stage, task_id, outcome } = submitted;
-        let Completion { result, seconds, ack } = match outcome.await.map_err(|_| RunError::Stopped)? {
-            Ok(completion) => completion,
-            Err(failure) => return Err(RunError::Task { stage, failure }),
-        };
+        let Completion { result, seconds, ack } = completion(stage, outcome).await?;
         let committed = match to_event(result, seconds) {
             Ok(event) => self.record(event).await,
             Err(error) => Err(error),
@@ -328,6 +325,15 @@ impl Run {
         }
     }
 
+    /// Waits for a task whose result is not recorded: what it did lies in the store, and is found there if it is done again.
+    pub(crate) async fn settle(&self, submitted: Submitted) -> Result<(), RunError> {
+        let Submitted { stage, task_id, outcome } = submitted;
+        let Completion { ack, .. } = completion(stage, outcome).await?;
+        self.pool.committed(&task_id);
+        let _ = ack.send(Ok(())); // the worker may have gone
+        Ok(())
+    }
+
     /// Gets one task done: submits it and finishes it.
     pub(crate) async fn perform(
         &self,
@@ -341,6 +347,12 @@ impl Run {
         };
         self.finish(submitted, to_event).await
     }
+}
+
+/// Returns what a task came to, once it has.
+async fn completion(stage: &'static str, outcome: oneshot::Receiver<Outcome>) -> Result<Completion, RunError> {
+    let outcome = outcome.await.map_err(|_| RunError::Stopped)?;
+    outcome.map_err(|failure| RunError::Task { stage, failure })
 }
 
 /// A task on the board, and where its outcome arrives.

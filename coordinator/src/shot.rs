@@ -37,6 +37,7 @@ pub async fn run_shot(run: &Run, shot: u32) -> Result<(), RunError> {
     tokio::try_join!(
         calibrate(run, shot), //                  1  Kronecker factors of the loss's curvature, block by block from the last …
         score(run, shot), //                  2  … and, while earlier blocks are still swept, costs along each layer's path
+                          //                     (or after the sweep, where samples that are not finite may be left out)
     )?;
     loop {
         loop {

@@ -10,6 +10,7 @@ mod elements;
 mod finish;
 mod inherit;
 mod prepare;
+mod quarantine;
 mod score;
 
 pub(crate) use adapt::take_back;
@@ -22,6 +23,7 @@ pub(crate) use elements::{next_round, refine};
 pub(crate) use finish::{evaluate, materialise};
 pub(crate) use inherit::inherit;
 pub(crate) use prepare::{open, prepare};
+pub(crate) use quarantine::left_out;
 pub(crate) use score::{score, update};
 
 use crate::error::RunError;

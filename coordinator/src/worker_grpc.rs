@@ -8,6 +8,7 @@ use crate::tasks::{Held, TaskFailure};
 use planning::retry::{Decision, FailureClass};
 use proto::convert::{known, required, worker_id};
 use proto::v1;
+use proto::v1::task::Work;
 use proto::v1::worker_service_server::WorkerService;
 use service::status::{Reason, invalid_message};
 use std::pin::Pin;
@@ -100,11 +101,10 @@ impl WorkerService for Coordinator {
         let request = request.into_inner();
         let worker = parse_worker(&request.worker)?;
         let class = known("failure", request.failure).map_err(|e| invalid_message(&e))?;
-        let failure = TaskFailure {
-            class: failure_class(class),
-            message: request.message,
-            reason: Reason::from_name(&request.reason),
-        };
+        let reason = Reason::from_name(&request.reason);
+        let task = self.pool().task(&request.task_id);
+        let class = failure_class(class, reason, task.and_then(|task| task.work).as_ref());
+        let failure = TaskFailure { class, message: request.message, reason };
         let held = Held { worker: &worker, task_id: &request.task_id, generation: request.generation };
         let decision = self.pool().fail(held, failure.clone(), jitter(&request.request_id));
         match decision.map_err(|e| lease_status(&e))? {
@@ -154,8 +154,12 @@ fn parse_worker(worker: &str) -> Result<WorkerId, Status> {
     worker_id("worker", worker).map_err(|e| invalid_message(&e))
 }
 
-fn failure_class(class: v1::FailureClass) -> FailureClass {
+/// Returns the class of a failure. What is not finite in a sweep may be due to some of its samples or to the device, and both
+/// can be done without; elsewhere it is the model's.
+fn failure_class(class: v1::FailureClass, reason: Option<Reason>, work: Option<&Work>) -> FailureClass {
+    let sweeps = matches!(work, Some(Work::Calibrate(_)));
     match class {
+        v1::FailureClass::Numerical if sweeps && reason == Some(Reason::NotFinite) => FailureClass::NotFinite,
         v1::FailureClass::InvalidInput => FailureClass::InvalidInput,
         v1::FailureClass::Numerical => FailureClass::Numerical,
         v1::FailureClass::OutOfMemory => FailureClass::OutOfMemory,

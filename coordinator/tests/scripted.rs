@@ -13,7 +13,8 @@ use service::Wire;
 use service::status;
 use service::store::Store;
 use service::transport::{Connector, MemoryNetwork};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use types::{
@@ -124,11 +125,12 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
             eval_data: Some(data().into()),
         }),
         Work::Calibrate(w) => TaskResult::Calibrate(v1::CalibrateResult {
-            loss_sum: 3.0 * w.samples as f64,
+            loss_sum: 3.0 * w.samples as f64 + w.first_sample as f64,
             targets: w.samples,
             tokens: w.samples * 16,
             ..v1::CalibrateResult::default()
         }),
+        Work::Score(w) if w.gather_only => TaskResult::Score(v1::ScoreResult::default()),
         Work::Weigh(_) => TaskResult::Weigh(v1::WeighResult { compute_seconds: 0.1 }),
         Work::Score(w) if masked => {
             let scores =
@@ -258,25 +260,61 @@ struct Site {
     stop: CancellationToken,
 }
 
-/// Starts a coordinator on `store`, with a scripted calibrator and a scripted surgeon unless `idle`.
+/// Says whether a sweep meets numbers that are not finite.
+type Poison = fn(&v1::Task) -> bool;
+
+/// What calibrators find in the samples, and what all workers were asked for.
+#[derive(Clone)]
+struct Script {
+    /// What they cannot sweep.
+    poison: Poison,
+    /// All tasks, with who had them.
+    seen: Arc<Mutex<Vec<(String, v1::Task)>>>,
+}
+
+impl Script {
+    fn poisoned(poison: Poison) -> Self {
+        Self { poison, seen: Arc::default() }
+    }
+
+    /// Returns what `of` finds in the tasks that were leased, in their order.
+    fn asked<T>(&self, of: impl Fn(&str, &Work) -> Option<T>) -> Vec<T> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter_map(|(worker, task)| of(worker, task.work.as_ref().unwrap())).collect()
+    }
+}
+
+/// Starts a coordinator on `store`, with a scripted calibrator and a scripted surgeon unless there are to be no `workers`.
 async fn site(store: Store, workers: bool) -> Site {
+    let site = idle_site(store).await;
+    if workers {
+        site.start(v1::WorkerRole::Calibrator, "calibrator", &Script::poisoned(|_| false));
+        site.start(v1::WorkerRole::Surgeon, "surgeon", &Script::poisoned(|_| false));
+    }
+    site
+}
+
+/// Does the same with two calibrators that follow a script.
+async fn poisoned_site(store: Store, script: &Script) -> Site {
+    let site = idle_site(store).await;
+    site.start(v1::WorkerRole::Calibrator, "calibrator-0", script);
+    site.start(v1::WorkerRole::Calibrator, "calibrator-1", script);
+    site.start(v1::WorkerRole::Surgeon, "surgeon", script);
+    site
+}
+
+async fn idle_site(store: Store) -> Site {
     let stop = CancellationToken::new();
     let network = MemoryNetwork::new();
     let incoming = network.listen("coordinator").unwrap();
     let coordinator = Coordinator::open(store.clone(), 9).await.unwrap();
     tokio::spawn(coordinator.serve(incoming, Deployment::same_process(), None, stop.clone()));
     let channel = Connector::new(network).channel("memory://coordinator").unwrap();
-    if workers {
-        for role in [v1::WorkerRole::Calibrator, v1::WorkerRole::Surgeon] {
-            tokio::spawn(scripted(channel.clone(), store.clone(), role));
-        }
-    }
     Site { store, channel, stop }
 }
 
-async fn scripted(channel: Wire, store: Store, role: v1::WorkerRole) {
+async fn scripted(channel: Wire, store: Store, (role, worker): (v1::WorkerRole, String), script: Script) {
     let mut client = WorkerServiceClient::new(channel);
-    let worker = format!("{role:?}").to_lowercase();
     let register = v1::RegisterWorkerRequest {
         worker: worker.clone(),
         role: role as i32,
@@ -289,6 +327,22 @@ async fn scripted(channel: Wire, store: Store, role: v1::WorkerRole) {
         let lease = v1::LeaseTasksRequest { worker: worker.clone(), max_tasks: 100, wait_seconds: 10 };
         let Ok(leased) = client.lease_tasks(lease).await else { return };
         for task in leased.into_inner().tasks {
+            script.seen.lock().unwrap().push((worker.clone(), task.clone()));
+            if matches!(task.work, Some(Work::Calibrate(_))) && (script.poison)(&task) {
+                let fail = v1::FailTaskRequest {
+                    request_id: format!("{}-{}", task.task_id, task.generation),
+                    worker: worker.clone(),
+                    task_id: task.task_id,
+                    generation: task.generation,
+                    failure: v1::FailureClass::Numerical.into(),
+                    message: "the input of block 0 (samples [5]) is not finite".into(),
+                    reason: status::Reason::NotFinite.name().into(),
+                };
+                if client.fail_task(fail).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             let result = work(&store, &task).await;
             let complete = v1::CompleteTaskRequest {
                 request_id: format!("{}-{}", task.task_id, task.generation),
@@ -306,6 +360,10 @@ async fn scripted(channel: Wire, store: Store, role: v1::WorkerRole) {
 }
 
 impl Site {
+    fn start(&self, role: v1::WorkerRole, worker: &str, script: &Script) {
+        tokio::spawn(scripted(self.channel.clone(), self.store.clone(), (role, worker.to_owned()), script.clone()));
+    }
+
     fn client(&self) -> CoordinatorServiceClient<Wire> {
         CoordinatorServiceClient::new(self.channel.clone())
     }
@@ -455,7 +513,13 @@ async fn the_shape_that_auto_comes_to_is_that_of_all_shots() {
 
 /// Runs `spec`, then once more from every prefix of its journal; returns the report, which is always the same.
 async fn continued_from_any_prefix(spec: RunSpec) -> RunReport {
-    let whole = site(Store::memory(), true).await;
+    continued_with(spec, |_| false).await
+}
+
+/// Does the same with samples of which a sweep cannot be done.
+async fn continued_with(spec: RunSpec, poison: Poison) -> RunReport {
+    let script = Script::poisoned(poison);
+    let whole = poisoned_site(Store::memory(), &script).await;
     let name = whole.create(spec.clone()).await.name;
     whole.watch(&name).await;
     let report = whole.report(&name).await;
@@ -470,7 +534,7 @@ async fn continued_from_any_prefix(spec: RunSpec) -> RunReport {
                 store.put(key, bytes.clone()).await.unwrap();
             }
         }
-        let again = site(store, true).await;
+        let again = poisoned_site(store, &script).await;
         let created = again.create(spec.clone()).await;
         assert_eq!(created.name, name);
         let (ended, _) = again.watch(&name).await;
@@ -479,6 +543,138 @@ async fn continued_from_any_prefix(spec: RunSpec) -> RunReport {
         again.stop.cancel();
     }
     report
+}
+
+/// Four shards of two samples, of which one may be left out.
+fn sharded() -> RunSpec {
+    RunSpec { shards: 4, max_poison_fraction: 0.25, ..spec() }
+}
+
+fn swept(task: &v1::Task) -> &v1::CalibrateTask {
+    let Some(Work::Calibrate(sweep)) = &task.work else { panic!("not a sweep: {task:?}") };
+    sweep
+}
+
+fn third_shard(task: &v1::Task) -> bool {
+    swept(task).first_sample == 4
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_poisoned_samples_continues_from_any_prefix_and_names_them() {
+    let report = continued_with(sharded(), third_shard).await;
+    let named = report.warnings.iter().filter(|w| w.contains("2 calibration samples") && w.ends_with("samples 4 to 5"));
+    assert_eq!(named.count(), 3, "in every shot: {:?}", report.warnings);
+    // 3 a sample, and the number of each shard's first one.
+    let expected = (3.0 * 6.0 + 0.0 + 2.0 + 6.0) / 6.0;
+    assert!(report.shots.iter().all(|s| (s.calibration_loss - expected).abs() < 1e-12), "{:?}", report.shots);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisoned_shard_is_tried_on_both_calibrators_and_then_counts_nowhere() {
+    let script = Script::poisoned(third_shard);
+    let site = poisoned_site(Store::memory(), &script).await;
+    // Both are there before it fails, or the same one would try again.
+    while site.client().list_workers(v1::ListWorkersRequest {}).await.unwrap().into_inner().workers.len() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let name = site.create(RunSpec { shots: 1, ..sharded() }).await.name;
+    let (ended, records) = site.watch(&name).await;
+    assert_eq!(ended.state(), v1::RunState::Succeeded, "{}", ended.reason);
+    assert_eq!(records.iter().filter(|r| r.contains("\"event\":\"shard-quarantined\"")).count(), 1);
+    let tried = script.asked(|worker, work| match work {
+        Work::Calibrate(sweep) if sweep.first_sample == 4 => Some(worker.to_owned()),
+        _ => None,
+    });
+    assert_eq!(tried.len(), 2, "{tried:?}");
+    assert_ne!(tried[0], tried[1]);
+    let scored = script.asked(|_, work| match work {
+        Work::Score(w) => Some((w.gather_only, w.quarantined.clone())),
+        _ => None,
+    });
+    let blocks = BLOCKS as usize;
+    assert!(scored[..blocks].iter().all(|s| *s == (true, vec![])), "gathered first: {scored:?}");
+    assert_eq!(scored[blocks..], vec![(false, vec![2]); blocks]);
+    let updated = script.asked(|_, work| match work {
+        Work::Update(w) => Some(w.quarantined.clone()),
+        _ => None,
+    });
+    assert_eq!(updated, vec![vec![2]; blocks]);
+    let corrected = script.asked(|_, work| match work {
+        Work::Correct(w) => Some(w.left_out.clone()),
+        _ => None,
+    });
+    assert_eq!(corrected, [[v1::SampleRange { first_sample: 4, samples: 2 }]]);
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_poisoned_samples_fail_the_run_and_the_flag_that_would_do_is_named() {
+    let two_shards = |task: &v1::Task| matches!(swept(task).first_sample, 2 | 4);
+    let unasked = RunSpec { max_poison_fraction: 0.0, ..sharded() };
+    let (all, one, two) = (RunSpec { shards: 1, ..sharded() }, unasked, sharded());
+    let whole = |_: &v1::Task| true;
+    let cases: [(RunSpec, Poison, &[&str]); 3] = [
+        (
+            one,
+            third_shard,
+            &["2 of the shot's 8 samples (samples 4 to 5)", "--max-poison-fraction 0.25", "samples [5]"],
+        ),
+        (two, two_shards, &["4 of the shot's 8 samples (samples 2 to 5)", "0.25 at most", "--max-poison-fraction 0.5"]),
+        (all, whole, &["8 of the shot's 8 samples (samples 0 to 7)", "--shards"]),
+    ];
+    for (spec, poison, words) in cases {
+        let script = Script::poisoned(poison);
+        let site = poisoned_site(Store::memory(), &script).await;
+        let asks = spec.max_poison_fraction > 0.0;
+        let name = site.create(spec).await.name;
+        let (ended, _) = site.watch(&name).await;
+        assert_eq!((ended.state(), ended.reason_code.as_str()), (v1::RunState::Failed, "NUMERICAL"));
+        for word in words {
+            assert!(ended.reason.contains(word), "'{word}' is not in: {}", ended.reason);
+        }
+        let gathers = script.asked(|_, work| matches!(work, Work::Score(w) if w.gather_only).then_some(()));
+        assert!(asks || gathers.is_empty(), "who leaves nothing out scores while it sweeps");
+        site.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_finite_the_second_time_counts() {
+    // Attempts are counted from 1 under each coordinator.
+    let script = Script::poisoned(|task| third_shard(task) && task.generation % (1 << 20) == 1);
+    let site = poisoned_site(Store::memory(), &script).await;
+    let name = site.create(RunSpec { max_poison_fraction: 0.0, ..sharded() }).await.name;
+    let (ended, records) = site.watch(&name).await;
+    assert_eq!(ended.state(), v1::RunState::Succeeded, "{}", ended.reason);
+    assert!(!records.iter().any(|r| r.contains("shard-quarantined")));
+    site.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_a_later_pass_finds_poisoned_counts_in_no_pass_from_then_on() {
+    let scoring = types::Scoring::Independent;
+    let passes = RunSpec { kronecker_rank: 2, half_steps: 2, scoring, shots: 1, samples: 512, ..spec() };
+    let passes = RunSpec { max_poison_fraction: 0.5, ..passes };
+    let count = coordinator::shard_plan(&passes, &model()).len();
+    assert!(count > 2);
+    let poison = |task: &v1::Task| swept(task).pass == 1 && swept(task).first_sample == 0;
+    let script = Script::poisoned(poison);
+    let site = poisoned_site(Store::memory(), &script).await;
+    let name = site.create(passes.clone()).await.name;
+    let (ended, records) = site.watch(&name).await;
+    assert_eq!(ended.state(), v1::RunState::Succeeded, "{}", ended.reason);
+    let calibrated = records.iter().filter(|r| r.contains("\"event\":\"shard-calibrated\"")).count();
+    assert_eq!(calibrated, count + 4 * (count - 1), "all in the first pass, one less in the other four");
+    let lists: BTreeSet<(u32, Vec<u32>)> = (script.asked(|_, work| match work {
+        Work::Weigh(w) if !w.gather_only => Some((w.pass, w.quarantined.clone())),
+        Work::Score(w) if !w.gather_only => Some((4, w.quarantined.clone())),
+        _ => None,
+    }))
+    .into_iter()
+    .collect();
+    assert_eq!(lists, (0..5).map(|pass| (pass, if pass == 0 { vec![] } else { vec![0] })).collect());
+    site.stop.cancel();
+    continued_with(passes, poison).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ prop_compose! {
         let shape = if undecided || padded { Shape::Uniform } else { shape };
         let coupled = RunSpec {
             model: String::new(), data: vec![], eval_data: vec![], text_column: String::new(), output: String::new(),
-            target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, sub_blocks: false, shape, scoring, update, curvature, kronecker_rank: 1, half_steps: 0, rounds: 1, fisher, fisher_samples: 1, shards: 3, shots: 1,
+            target, waypoints: vec![], structure: Structure::Coupled, pattern: None, max_correlate, attention_unit, sub_blocks: false, shape, scoring, update, curvature, kronecker_rank: 1, half_steps: 0, rounds: 1, fisher, fisher_samples: 1, shards: 3, max_poison_fraction: 0.0, shots: 1,
             schedule, max_rise: 0.1, shot_data, decay: 0.0, correct_rank: 0, correct_steps: 1, correct_rate: 0.0, damping_scale, samples: 1, seq_len: 2, eval_samples: 0, damping_a: 0.0, damping_g: 0.0, max_damped_layers: 0,
             multiple_of: 1, format, gguf_type, seed: 0, dtype, boundary_dtype, memory: 1 << 20, keep_paths: false, paths_of: None,
         };
@@ -86,7 +86,7 @@ prop_compose! {
             any::<bool>().prop_map(|keep| (keep, None)),
             "[a-z][a-z0-9-]{0,20}[a-z0-9]".prop_map(|run| (false, RunId::new(&run).ok())),
         ],
-        (half_steps, rounds) in (0..=16u32, 1..=64u32),
+        (half_steps, rounds, max_poison_fraction) in (0..=16u32, 1..=64u32, 0.0..1.0),
     ) -> RunSpec {
         let half_steps = if choices.curvature == Curvature::Kfac { half_steps } else { 0 };
         let decay = if half_steps > 0 { 0.0 } else { decay };
@@ -97,7 +97,7 @@ prop_compose! {
         RunSpec {
             half_steps, rounds, schedule, model, data, eval_data, text_column, output, shots, samples, seq_len, eval_samples, damping_a, damping_g, decay,
             correct_rank, correct_steps, correct_rate,
-            max_damped_layers, multiple_of, seed, memory, keep_paths, paths_of, ..choices
+            max_damped_layers, multiple_of, seed, memory, keep_paths, paths_of, max_poison_fraction, ..choices
         }
     }
 }

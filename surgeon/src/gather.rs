@@ -1,4 +1,5 @@
-//! All factors of some blocks: every shard is pulled at the same time, a block is ready when all its shards are stored.
+//! All factors of some blocks: every shard is pulled at the same time, a block is ready when all its shards are stored or, where
+//! one is quarantined, not waited for any more.
 
 use crate::error::Error;
 use crate::merge::Merger;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
-use types::RunId;
+use types::{RunId, RunSpec};
 
 /// What gathering needs; cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,6 +47,24 @@ pub(crate) struct PassOfShot {
     pub(crate) pass: u32,
     /// Its shards.
     pub(crate) shards: u32,
+    /// Whether they become one sum as they come.
+    pub(crate) merging: Merging,
+}
+
+/// When shards of a pass are added to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Merging {
+    /// As they come, in their order.
+    AsTheyCome,
+    /// When they are laid out: until then one may be found not to count, and a sum could not be undone.
+    WhenSettled,
+}
+
+impl Merging {
+    /// Returns that of a run.
+    pub(crate) fn of(spec: &RunSpec) -> Self {
+        if spec.max_poison_fraction > 0.0 { Self::WhenSettled } else { Self::AsTheyCome }
+    }
 }
 
 impl PassOfShot {
@@ -90,9 +109,13 @@ impl Gatherer {
         let received = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         let span = tracing::Span::current();
+        let of = match shot.merging {
+            Merging::AsTheyCome => shot.shards,
+            Merging::WhenSettled => 1,
+        };
         for shard in shot.numbers() {
             let puller = Puller {
-                key: ShardKey { run: shot.run.clone(), shot: shot.number, shard, of: shot.shards },
+                key: ShardKey { run: shot.run.clone(), shot: shot.number, shard, of },
                 store: self.store.clone(),
                 merger: self.merger.clone(),
                 connector: self.connector.clone(),

@@ -225,7 +225,7 @@ impl World {
     }
 
     async fn gather_pass(&self, pass: u32, shards: u32, blocks: &[u32]) -> Result<(), PullFailure> {
-        let shot = PassOfShot { run: run(), number: 1, pass, shards };
+        let shot = PassOfShot { run: run(), number: 1, pass, shards, merging: Merging::AsTheyCome };
         let mut gathering = self.gatherer.start(&shot, &blocks.iter().copied().collect());
         let end = async {
             loop {
@@ -321,6 +321,24 @@ async fn a_later_pass_gathers_the_shards_that_count_on_from_those_before() {
     let _both = (world.calibrator("a", vec![whole(4, 6)]), world.calibrator("b", vec![whole(5, 6)]));
     world.gather_pass(2, 2, &[6]).await.unwrap();
     world.assert_merged(2, [4, 5], 6).await;
+}
+
+#[tokio::test]
+async fn a_quarantined_shard_is_not_waited_for_even_in_the_middle_of_a_block() {
+    let world = World::new(vec![running(0, "a", 1), running(1, "b", 1)]);
+    let whole_shard = world.calibrator("a", vec![[whole(0, 6), whole(0, 5)].concat()]);
+    // One block is delivered, the next one breaks off.
+    let broken = [whole(1, 6), vec![header(1, 5), chunk(1, 5, 0..1000)]].concat();
+    let _breaks = world.calibrator("b", vec![broken]);
+    let given_up = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let gone = v1::ShardSource { shard: 1, state: v1::ShardState::Quarantined.into(), ..Default::default() };
+        world.plan.send_replace(v1::GetPlanResponse { version: 2, shards: vec![running(0, "a", 1), gone] });
+    };
+    let (gathered, ()) = tokio::join!(world.gather(2, &[5, 6]), given_up);
+    gathered.unwrap();
+    assert_eq!(world.stored(1, 5).await, None, "nothing half-received is stored");
+    assert_eq!(*whole_shard.released.lock().unwrap(), [(6, 1), (5, 1)]);
 }
 
 #[tokio::test]

@@ -30,6 +30,13 @@ pub(crate) struct Job {
 /// What a surgeon can do.
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
+    /// Gather one block's sums of a pass, and compute nothing yet.
+    Gather {
+        /// Which block.
+        block: Block,
+        /// The pass.
+        pass: u32,
+    },
     /// Gather one block's sums of a pass of a power iteration, store what weighs its tokens in the next.
     Weigh {
         /// Which block.
@@ -79,6 +86,8 @@ pub(crate) struct Block {
     pub(crate) shards: u32,
     /// The shot's round.
     pub(crate) round: u32,
+    /// Shards that do not count, rising, by their numbers in the first pass.
+    pub(crate) quarantined: Vec<u32>,
 }
 
 impl Job {
@@ -86,7 +95,10 @@ impl Job {
     pub(crate) fn span(&self) -> tracing::Span {
         let (run, shot, generation) = (&self.run, self.shot, self.generation);
         let span = match &self.work {
-            Work::Weigh { block, pass } => {
+            Work::Gather { block, pass } if *pass == self.spec.passes() => {
+                tracing::info_span!("score", %run, shot, %generation, block = block.number)
+            }
+            Work::Gather { block, pass } | Work::Weigh { block, pass } => {
                 tracing::info_span!("weigh", %run, shot, %generation, block = block.number, pass)
             }
             Work::Score(b) => tracing::info_span!("score", %run, shot, %generation, block = b.number),
@@ -106,21 +118,23 @@ impl TryFrom<v1::Task> for Job {
         use v1::task::Work as Wire;
         let spec: RunSpec = TASK.nested("spec", task.spec)?;
         let work = match TASK.required("work", task.work)? {
-            Wire::Weigh(v1::WeighTask { block, checkpoint, shards, pass }) => {
+            Wire::Weigh(v1::WeighTask { block, checkpoint, shards, pass, quarantined, gather_only }) => {
                 if pass >= spec.passes() {
                     return Err(TASK.bad("pass", "has no pass after it"));
                 }
-                Work::Weigh { block: Block::new(block, checkpoint, shards)?, pass }
+                let block = Block::new(block, checkpoint, (shards, quarantined))?;
+                if gather_only { Work::Gather { block, pass } } else { Work::Weigh { block, pass } }
             }
-            Wire::Score(v1::ScoreTask { block, checkpoint, shards, round }) => {
-                Work::Score(Block { round, ..Block::new(block, checkpoint, shards)? })
+            Wire::Score(v1::ScoreTask { block, checkpoint, shards, round, quarantined, gather_only }) => {
+                let block = Block { round, ..Block::new(block, checkpoint, (shards, quarantined))? };
+                if gather_only { Work::Gather { block, pass: spec.passes() } } else { Work::Score(block) }
             }
-            Wire::Refine(v1::RefineTask { block, checkpoint, shards, digit, round }) => Work::Refine {
-                block: Block { round, ..Block::new(block, checkpoint, shards)? },
+            Wire::Refine(v1::RefineTask { block, checkpoint, shards, digit, round, quarantined }) => Work::Refine {
+                block: Block { round, ..Block::new(block, checkpoint, (shards, quarantined))? },
                 digit: u16::try_from(digit).map_err(|_| TASK.bad("digit", "has more than 16 bits"))?,
             },
-            Wire::Update(v1::UpdateTask { block, checkpoint, shards, scores, cuts }) => Work::Update {
-                block: Block::new(block, checkpoint, shards)?,
+            Wire::Update(v1::UpdateTask { block, checkpoint, shards, scores, cuts, quarantined }) => Work::Update {
+                block: Block::new(block, checkpoint, (shards, quarantined))?,
                 scores: UPDATE.text("scores", scores, proto::convert::MAX_TEXT)?,
                 cuts: UPDATE.list("cuts", cuts, proto::convert::MAX_LAYERS)?,
             },
@@ -146,11 +160,20 @@ impl TryFrom<v1::Task> for Job {
 }
 
 impl Block {
-    fn new(number: u32, checkpoint: String, shards: u32) -> Result<Self, InvalidMessage> {
+    fn new(number: u32, checkpoint: String, (shards, quarantined): (u32, Vec<u32>)) -> Result<Self, InvalidMessage> {
         if shards == 0 || shards > MAX_SHARDS {
             return Err(TASK.bad("shards", format!("{shards} is outside 1 to {MAX_SHARDS}")));
         }
-        Ok(Self { number, checkpoint: present(checkpoint), shards, round: 0 })
+        let quarantined = TASK.rising("quarantined", quarantined)?;
+        if quarantined.last().is_some_and(|last| *last >= shards) || quarantined.len() == shards as usize {
+            return Err(TASK.bad("quarantined", format!("leaves none of the {shards} shards, or names another")));
+        }
+        Ok(Self { number, checkpoint: present(checkpoint), shards, round: 0, quarantined })
+    }
+
+    /// Says whether a shard counts, by its number in whichever pass.
+    pub(crate) fn counts(&self, shard: u32) -> bool {
+        self.quarantined.binary_search(&(shard % self.shards)).is_err()
     }
 }
 
@@ -170,5 +193,15 @@ mod tests {
         assert!(Job::try_from(task(Some(v1::task::Work::Prepare(v1::PrepareTask { resumes: true })))).is_err());
         let no_shards = v1::ScoreTask { block: 1, ..Default::default() };
         assert!(Job::try_from(task(Some(v1::task::Work::Score(no_shards)))).is_err());
+    }
+
+    #[test]
+    fn quarantined_shards_count_in_no_pass_and_are_never_all() {
+        let block = |quarantined: &[u32]| Block::new(0, String::new(), (4, quarantined.to_vec()));
+        let counted: Vec<u32> = (0..8).filter(|shard| block(&[1, 2]).unwrap().counts(*shard)).collect();
+        assert_eq!(counted, [0, 3, 4, 7]);
+        for bad in [&[2, 1][..], &[1, 1], &[4], &[0, 1, 2, 3]] {
+            assert!(block(bad).is_err(), "{bad:?}");
+        }
     }
 }

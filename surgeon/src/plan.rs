@@ -31,6 +31,8 @@ pub(crate) enum Source {
     },
     /// All its factors are in the store.
     Stored,
+    /// It does not count: nobody sweeps it, and what is in the store of it is not looked at.
+    Quarantined,
 }
 
 /// The sources of all shards that have one.
@@ -58,6 +60,7 @@ impl TryFrom<Vec<v1::ShardSource>> for Plan {
                     generation: Generation(s.generation),
                 },
                 v1::ShardState::Stored => Source::Stored,
+                v1::ShardState::Quarantined => Source::Quarantined,
                 v1::ShardState::Waiting | v1::ShardState::Unspecified => Source::Waiting,
             };
             Ok((s.shard, source))
@@ -113,6 +116,9 @@ mod tests {
         assert_eq!(plan.source(0), Source::Waiting);
         let source = Source::Running { endpoint: "memory://calibrator".into(), generation: Generation(2) };
         assert_eq!(plan.source(1), source);
+        let state = v1::ShardState::Quarantined.into();
+        let gone = Plan::try_from(vec![v1::ShardSource { shard: 1, state, ..Default::default() }]).unwrap();
+        assert_eq!(gone.source(1), Source::Quarantined);
         assert!(Plan::try_from(vec![v1::ShardSource { endpoint: String::new(), ..running.clone() }]).is_err());
         assert!(Plan::try_from(vec![v1::ShardSource { state: 9, ..running }]).is_err());
     }

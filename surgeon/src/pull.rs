@@ -112,11 +112,11 @@ pub(crate) struct ShardKey {
     pub(crate) shot: u32,
     /// The shard.
     pub(crate) shard: u32,
-    /// How many shards a pass over the shot's samples has.
+    /// How many shards, those of one pass over the shot's samples, become one sum as they come; 1 where each stays apart.
     pub(crate) of: u32,
 }
 
-/// One more piece is in the store.
+/// One more piece is in the store, or is not waited for any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
     /// Which block.
@@ -224,6 +224,13 @@ impl Puller {
     async fn advance(&mut self, source: &Source, missing: &mut BTreeSet<u32>, desk: &mut Desk) -> Result<(), Error> {
         match source {
             Source::Waiting => self.plan.changed().await.map_err(|_| Error::Cancelled),
+            // Nothing of it is waited for; which shards count the tasks say that compute with them.
+            Source::Quarantined => {
+                for block in missing.clone() {
+                    self.announce(block, missing).await?;
+                }
+                Ok(())
+            }
             Source::Stored => {
                 Err(Error::FactorsGone { shard: self.key.shard, blocks: missing.iter().copied().collect() })
             }

@@ -93,7 +93,7 @@ impl Asked {
         if spec.passes() > 0 || spec.decay > 0.0 {
             return Err(REQUEST.bad("spec", "half_steps and decay must be 0: they take more than one sweep"));
         }
-        let block = Block { number: block, checkpoint: None, shards, round: 0 };
+        let block = Block { number: block, checkpoint: None, shards, round: 0, quarantined: Vec::new() };
         Ok(Self { run: caller(run)?, spec, block })
     }
 }

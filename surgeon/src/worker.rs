@@ -9,14 +9,14 @@ mod score;
 
 use crate::bench::overlay;
 use crate::error::Error;
-use crate::gather::{Gatherer, PassOfShot};
+use crate::gather::{Gatherer, Merging, PassOfShot};
 use crate::grpc::Board;
 use crate::job::{Block, Job, Work};
 use block::Blocks;
 use model::export::{self, Breadth, WriteOptions};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
-use score::{BlockBatch, BlockTask};
+use score::{BlockBatch, BlockTask, Then};
 use service::{Lease, Leased, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,16 +46,18 @@ impl TaskHandler for Handler {
             match Job::try_from(task) {
                 Ok(job) => {
                     let span = job.span();
-                    let (block, pass) = match job.work {
-                        Work::Score(block) => (block, job.spec.passes()),
-                        Work::Weigh { block, pass } => (block, pass),
+                    let (block, pass, then) = match job.work {
+                        Work::Score(block) => (block, job.spec.passes(), Then::Compute),
+                        Work::Weigh { block, pass } => (block, pass, Then::Compute),
+                        Work::Gather { block, pass } => (block, pass, Then::Stop),
                         _ => {
                             others.push((job, lease, span));
                             continue;
                         }
                     };
-                    let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards };
-                    shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, lease });
+                    let merging = Merging::of(&job.spec);
+                    let key = PassOfShot { run: job.run, number: job.shot, pass, shards: block.shards, merging };
+                    shots.entry(key).or_default().push(BlockTask { span, spec: job.spec, block, then, lease });
                 }
                 Err(invalid) => lease.report(Err(Error::from(invalid).told()), Duration::ZERO).await,
             }
@@ -85,7 +87,9 @@ impl Handler {
             Work::Materialise { checkpoint, report_json, output, shape } => {
                 self.materialise(job.spec, checkpoint, (report_json, output), shape).await.map(TaskResult::Materialise)
             }
-            Work::Weigh { .. } | Work::Score(_) => Err(Error::Bug("a block came to be scored alone".into())),
+            Work::Gather { .. } | Work::Weigh { .. } | Work::Score(_) => {
+                Err(Error::Bug("a block came to be scored alone".into()))
+            }
         }
     }
 

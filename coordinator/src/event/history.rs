@@ -2,7 +2,7 @@
 
 use super::{
     BlockRefined, BlockScored, BlockUpdated, BlockWeighed, CutChosen, Evaluated, Event, Materialised, Prepared,
-    RoundDone, ShardCalibrated, ShotCorrected, Trace,
+    RoundDone, ShardCalibrated, ShardQuarantined, ShotCorrected, Trace,
 };
 use std::collections::BTreeMap;
 use types::{Checkpoint, LayerId, LayerReport, LayerState, RunSpec, Shape, ShapeChoice, Sizes};
@@ -59,6 +59,8 @@ pub struct ShotHistory {
     pub may_free: Option<u64>,
     /// Shards swept; those of later passes have the numbers after those of earlier ones.
     pub shards: BTreeMap<u32, ShardCalibrated>,
+    /// Shards that do not count, by their number in the first pass.
+    pub quarantined: BTreeMap<u32, ShardQuarantined>,
     /// Blocks weighed, by pass and block.
     pub weighed: BTreeMap<(u32, u32), BlockWeighed>,
     /// Rounds done; what follows is of the one after them.
@@ -90,6 +92,28 @@ pub struct Committed {
     pub predicted: f64,
 }
 
+impl ShotHistory {
+    /// Returns the mean loss on the calibration data before the shot, over the samples that count; `None` before any was swept.
+    pub fn calibration_loss(&self) -> Option<f64> {
+        let counts = |s: &&ShardCalibrated| !self.quarantined.values().any(|q| s.shard % q.shards == q.shard);
+        let counted = self.shards.values().filter(counts);
+        let (loss, targets) = counted.fold((0.0, 0), |(l, t), s| (l + s.loss_sum, t + s.targets));
+        (targets > 0).then(|| loss / targets as f64)
+    }
+
+    /// Returns how many sweeps there is nothing more to wait for: those that are done, and those of quarantined shards, in a
+    /// shot of so many `passes` after the first.
+    pub fn settled_sweeps(&self, passes: u32) -> usize {
+        let never: u32 = self.quarantined.values().map(|q| (passes + 1).saturating_sub(q.pass)).sum();
+        self.shards.len() + never as usize
+    }
+
+    /// Returns how many samples do not count.
+    pub fn poisoned(&self) -> u64 {
+        self.quarantined.values().map(|q| q.samples).sum()
+    }
+}
+
 impl History {
     /// The limit of a shot whose paths will tell how far it goes.
     pub const UNDECIDED: u64 = u64::MAX;
@@ -118,6 +142,9 @@ impl History {
             Event::ShotOpened { shot, limit } => self.shots.entry(shot).or_default().limit = limit,
             Event::ShardCalibrated(s) => {
                 self.shots.entry(s.shot).or_default().shards.insert(s.shard, s);
+            }
+            Event::ShardQuarantined(s) => {
+                self.shots.entry(s.shot).or_default().quarantined.insert(s.shard, s);
             }
             Event::BlockWeighed(b) => {
                 self.shots.entry(b.shot).or_default().weighed.insert((b.pass, b.block), b);
@@ -160,6 +187,7 @@ impl History {
                     taken_back: known.taken_back + 1,
                     may_free: Some(freed / 2),
                     shards: std::mem::take(&mut known.shards),
+                    quarantined: std::mem::take(&mut known.quarantined),
                     weighed: std::mem::take(&mut known.weighed),
                     scored: std::mem::take(&mut known.scored),
                     ..ShotHistory::default()

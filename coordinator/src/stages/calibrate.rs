@@ -1,6 +1,7 @@
 //! Stage 1: the factors of every shard of the calibration data; for Kronecker sums in several passes, each weighed by
 //! what the one before found.
 
+use super::quarantine::Quarantine;
 use super::score::weigh;
 use super::{prepared, wrong_result};
 use crate::error::RunError;
@@ -8,6 +9,7 @@ use crate::event::{Event, ShardCalibrated, SweepSeconds};
 use crate::run::Run;
 use futures::future::try_join_all;
 use planning::assignment::{self, ShardPlan, Sweep};
+use planning::retry::FailureClass;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
@@ -67,18 +69,29 @@ pub(crate) async fn calibrate(run: &Run, shot: u32) -> Result<(), RunError> {
 }
 
 /// Sweeps, in one pass, the shards whose sums are not all stored yet. Blocks that are done are swept over, not summed
-/// again.
+/// again. A shard that has no finite loss or gradient is left out, if the run allows it, in this pass and in those after.
 async fn sweep(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
     let (shards, count) = (shards(run)?, shard_count(run)?);
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
     let all = count.saturating_mul(run.spec().passes() + 1);
-    run.pool().open_plan(run.id().as_str(), shot, all, |shard| known.shards.contains_key(&shard));
+    let left_out = |shard: u32| known.quarantined.contains_key(&(shard % count));
+    let state = |shard: u32| {
+        if known.shards.contains_key(&shard) {
+            v1::ShardState::Stored
+        } else if left_out(shard) {
+            v1::ShardState::Quarantined
+        } else {
+            v1::ShardState::Waiting
+        }
+    };
+    run.pool().open_plan(run.id().as_str(), shot, all, state);
     let checkpoint = run.history(|h| h.checkpoint(shot - 1));
     let set_starts = first_sample(run, shot)?;
     let is_done = |block: &u32| known.scored.contains_key(block) || known.weighed.contains_key(&(pass, *block));
     let blocks: Vec<u32> = prepared(run)?.model.blocks.iter().map(|b| b.block).filter(|b| !is_done(b)).collect();
     let numbers = pass * count..;
-    let missing: Vec<(u32, &ShardPlan)> = numbers.zip(&shards).filter(|(n, _)| !known.shards.contains_key(n)).collect();
+    let is_missing = |(n, _): &(u32, &ShardPlan)| !known.shards.contains_key(n) && !left_out(*n);
+    let missing: Vec<(u32, &ShardPlan)> = numbers.zip(&shards).filter(is_missing).collect();
     let works = missing.iter().map(|(shard, plan)| {
         Work::Calibrate(v1::CalibrateTask {
             shard: *shard,
@@ -91,8 +104,15 @@ async fn sweep(run: &Run, shot: u32, pass: u32) -> Result<(), RunError> {
         })
     });
     let submitted = run.submit(shot, v1::WorkerRole::Calibrator, works.collect());
-    let finished = submitted.into_iter().zip(&missing).map(|(task, (shard, _))| {
-        run.finish(task, move |result, seconds| calibrated(shot, *shard, &result, seconds).map(Event::ShardCalibrated))
+    let quarantine = &Quarantine::new(run, (shot, pass), (count, set_starts));
+    let finished = submitted.into_iter().zip(&missing).map(|(task, (shard, plan))| async move {
+        let to_event = |result, seconds| calibrated(shot, *shard, &result, seconds).map(Event::ShardCalibrated);
+        match run.finish(task, to_event).await {
+            Err(RunError::Task { failure, .. }) if failure.class == FailureClass::NotFinite => {
+                quarantine.leave_out(*shard, plan, failure).await
+            }
+            other => other,
+        }
     });
     try_join_all(finished).await.map(drop)
 }

@@ -20,7 +20,11 @@ pub(crate) async fn correct(run: &Run, shot: u32) -> Result<(), RunError> {
     if run.history(|h| h.shots.get(&shot).is_none_or(|s| s.corrected.is_none())) {
         let (before, checkpoint) = run.history(|h| (h.checkpoint_after(shot), h.checkpoint(shot)));
         let first_sample = first_sample(run, shot)?;
-        let work = Work::Correct(v1::CorrectTask { checkpoint: checkpoint.clone(), first_sample });
+        let left_out = run.history(|h| {
+            let shards = h.shots.get(&shot).into_iter().flat_map(|s| s.quarantined.values());
+            shards.map(|q| v1::SampleRange { first_sample: q.first_sample, samples: q.samples }).collect()
+        });
+        let work = Work::Correct(v1::CorrectTask { checkpoint: checkpoint.clone(), first_sample, left_out });
         run.perform(shot, v1::WorkerRole::Calibrator, work, |result, seconds| {
             corrected(run, (shot, seconds), (before, checkpoint), result).map(Event::ShotCorrected)
         })

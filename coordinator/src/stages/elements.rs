@@ -3,6 +3,7 @@
 
 use super::calibrate::shard_count;
 use super::curve;
+use super::quarantine::quarantined;
 use super::score::{each_block, rounds_done};
 use super::{bad_message, check_damping, invalid, load_json, prepared, put_manifest, size_before, wrong_result};
 use crate::error::RunError;
@@ -29,7 +30,15 @@ pub(crate) async fn refine(run: &Run, shot: u32) -> Result<(), RunError> {
     let shards = shard_count(run)?;
     let blocks: Vec<u32> = known.scored.keys().rev().copied().filter(|b| !known.refined.contains_key(b)).collect();
     let (digit, round) = (u32::from(bin.digit), rounds_done(run, shot));
-    let work = |block: &u32| v1::RefineTask { block: *block, checkpoint: checkpoint.clone(), shards, digit, round };
+    let quarantined = quarantined(run, shot);
+    let work = |block: &u32| v1::RefineTask {
+        block: *block,
+        checkpoint: checkpoint.clone(),
+        shards,
+        digit,
+        round,
+        quarantined: quarantined.clone(),
+    };
     let works = blocks.iter().map(|block| Work::Refine(work(block)));
     each_block(run, (shot, round), v1::Stage::Allocate, &blocks, works.collect(), |block, result, _| {
         let TaskResult::Refine(r) = result else { return Err(wrong_result("refine")) };

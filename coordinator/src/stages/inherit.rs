@@ -3,7 +3,7 @@
 use super::prepare::unchanged;
 use super::prepared;
 use crate::error::RunError;
-use crate::event::{BlockScored, BlockWeighed, Event, History, ShardCalibrated};
+use crate::event::{BlockScored, BlockWeighed, Event, History, ShardCalibrated, ShardQuarantined};
 use crate::journal;
 use crate::run::Run;
 use service::keys;
@@ -88,6 +88,7 @@ fn part(event: Event, (shot, in_rounds): (u32, bool), limit: impl Fn(u32) -> u64
         // Of the shot that is cut elsewhere only what leads to its paths is the same; costs taken in rounds were replaced.
         Event::BlockScored(BlockScored { shot: of, .. }) if *of == shot && in_rounds => None,
         Event::ShardCalibrated(ShardCalibrated { shot: of, .. })
+        | Event::ShardQuarantined(ShardQuarantined { shot: of, .. })
         | Event::BlockWeighed(BlockWeighed { shot: of, .. })
         | Event::BlockScored(BlockScored { shot: of, .. }) => (*of <= shot).then_some(event),
         Event::Materialised(_) => None,

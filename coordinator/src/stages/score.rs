@@ -2,6 +2,7 @@
 //! between its passes. All are one task a block.
 
 use super::calibrate::shard_count;
+use super::quarantine::{gathered, quarantined};
 use super::{bad_message, invalid, prepared, wrong_result};
 use crate::error::RunError;
 use crate::event::{BlockScored, BlockUpdated, BlockWeighed, Event};
@@ -18,9 +19,12 @@ pub(super) async fn weigh(run: &Run, shot: u32, pass: u32) -> Result<(), RunErro
     let checkpoint = run.history(|h| h.checkpoint(shot - 1));
     let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| known.weighed.contains_key(&(pass, b)) || known.scored.contains_key(&b))?;
-    let works = blocks
-        .iter()
-        .map(|block| Work::Weigh(v1::WeighTask { block: *block, checkpoint: checkpoint.clone(), shards, pass }));
+    let work = |block: u32| v1::WeighTask { block, checkpoint: checkpoint.clone(), shards, pass, ..Default::default() };
+    gathered(run, (shot, pass), &blocks, |block| Work::Weigh(v1::WeighTask { gather_only: true, ..work(block) }))
+        .await?;
+    let quarantined = quarantined(run, shot);
+    let works =
+        blocks.iter().map(|block| Work::Weigh(v1::WeighTask { quarantined: quarantined.clone(), ..work(*block) }));
     each_block(run, (shot, pass), v1::Stage::Score, &blocks, works.collect(), |block, result, _| {
         let TaskResult::Weigh(r) = result else { return Err(wrong_result("weigh")) };
         Ok(Event::BlockWeighed(BlockWeighed { shot, pass, block, seconds: r.compute_seconds }))
@@ -36,8 +40,13 @@ pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
     let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| scored.contains_key(&b))?;
     let round = rounds_done(run, shot);
-    let work = |block: &u32| v1::ScoreTask { block: *block, checkpoint: checkpoint.clone(), shards, round };
-    let works = blocks.iter().map(|block| Work::Score(work(block)));
+    let work =
+        |block: u32| v1::ScoreTask { block, checkpoint: checkpoint.clone(), shards, round, ..Default::default() };
+    let gather_only = |block| Work::Score(v1::ScoreTask { gather_only: true, ..work(block) });
+    gathered(run, (shot, run.spec().passes()), &blocks, gather_only).await?;
+    let quarantined = quarantined(run, shot);
+    let works =
+        blocks.iter().map(|block| Work::Score(v1::ScoreTask { quarantined: quarantined.clone(), ..work(*block) }));
     each_block(
         run,
         (shot, run.spec().passes() + round),
@@ -63,6 +72,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
     let checkpoint = run.history(|h| h.cut_from(shot));
     let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| known.updated.contains_key(&b))?;
+    let quarantined = quarantined(run, shot);
     let mut works = Vec::with_capacity(blocks.len());
     for block in &blocks {
         let described = model.blocks.iter().find(|b| b.block == *block);
@@ -76,6 +86,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
             shards,
             scores: scored.scores.key.clone(),
             cuts: of_block.cloned().map(Into::into).collect(),
+            quarantined: quarantined.clone(),
         }));
     }
     each_block(run, (shot, rounds_done(run, shot)), v1::Stage::Update, &blocks, works, |block, result, _| {

@@ -13,6 +13,8 @@ pub enum FailureClass {
     InvalidInput,
     /// Not finite, not positive definite, digest mismatch, output does not load.
     Numerical,
+    /// The loss or a gradient of some calibration samples is not finite: the samples may be at fault, or the device.
+    NotFinite,
     /// Out of memory.
     OutOfMemory,
     /// Store full or unreachable.
@@ -44,6 +46,9 @@ pub struct History {
     pub unavailable: u32,
     /// Panics and bugs.
     pub internal: u32,
+    /// Losses or gradients that were not finite.
+    #[serde(default)]
+    pub not_finite: u32,
     /// Leases that ran out.
     pub expiries: u32,
     /// Workers that reported one of these failures.
@@ -63,6 +68,7 @@ impl History {
             Setback::Failed(FailureClass::OutOfMemory) => &mut self.out_of_memory,
             Setback::Failed(FailureClass::Unavailable) => &mut self.unavailable,
             Setback::Failed(FailureClass::Internal) => &mut self.internal,
+            Setback::Failed(FailureClass::NotFinite) => &mut self.not_finite,
             Setback::LeaseExpired => {
                 self.expiries = self.expiries.saturating_add(1);
                 return;
@@ -74,7 +80,8 @@ impl History {
         self.failed_on.insert(worker.clone());
     }
 
-    /// Returns the failures that speak against the task itself. Preemptions do not.
+    /// Returns the failures that speak against the task itself. Preemptions do not; numbers that are not finite speak against
+    /// its samples, and have a limit of their own.
     pub fn failures(&self) -> u32 {
         self.out_of_memory.saturating_add(self.unavailable).saturating_add(self.internal)
     }
@@ -103,6 +110,8 @@ pub struct Policy {
     pub out_of_memory_retries: u32,
     /// Retries after a panic or bug.
     pub internal_retries: u32,
+    /// Retries after a loss or gradient that is not finite.
+    pub not_finite_retries: u32,
     /// The run fails when this many leases of one task ran out: the task seems to kill its workers.
     pub expiries: u32,
 }
@@ -117,6 +126,7 @@ impl Default for Policy {
             failures_anywhere: 10,
             out_of_memory_retries: 1,
             internal_retries: 1,
+            not_finite_retries: 1,
             expiries: 10,
         }
     }
@@ -145,7 +155,11 @@ pub fn decide(policy: &Policy, history: &History, setback: Setback, live_workers
         Setback::Released => return Decision::RetryAfter(Duration::ZERO),
         Setback::LeaseExpired if history.expiries < policy.expiries => return Decision::RetryAfter(Duration::ZERO),
         Setback::Failed(FailureClass::Store) => return Decision::Pause { look_after: policy.longest_delay },
-        Setback::LeaseExpired | Setback::Failed(FailureClass::InvalidInput | FailureClass::Numerical) => true,
+        Setback::Failed(FailureClass::NotFinite) if history.not_finite <= policy.not_finite_retries => {
+            return Decision::RetryAfter(delay(policy, history.not_finite, jitter));
+        }
+        Setback::LeaseExpired
+        | Setback::Failed(FailureClass::InvalidInput | FailureClass::Numerical | FailureClass::NotFinite) => true,
         Setback::Failed(FailureClass::OutOfMemory) => history.out_of_memory > policy.out_of_memory_retries,
         Setback::Failed(FailureClass::Internal) => history.internal > policy.internal_retries,
         Setback::Failed(FailureClass::Unavailable) => false,
@@ -176,7 +190,7 @@ fn delay(policy: &Policy, failure: u32, jitter: f64) -> Duration {
 mod tests {
     use super::*;
 
-    use FailureClass::{Internal, InvalidInput, Numerical, OutOfMemory, Store, Unavailable};
+    use FailureClass::{Internal, InvalidInput, NotFinite, Numerical, OutOfMemory, Store, Unavailable};
 
     /// Returns the answer to each setback in turn, at full jitter.
     fn answers(setbacks: &[(Setback, &str)], live_workers: u32) -> Vec<Decision> {
@@ -210,6 +224,21 @@ mod tests {
         assert_eq!(answers(&[failed(OutOfMemory, "a"), failed(OutOfMemory, "a")], 1), [after(100), Decision::Fail]);
         let mixed = [failed(Internal, "a"), failed(OutOfMemory, "a"), failed(Unavailable, "b")];
         assert_eq!(answers(&mixed, 4), [after(100), after(200), Decision::Fail]);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_get_one_retry_elsewhere_whatever_else_happened() {
+        let [a, b] = ["a", "b"].map(|name| failed(NotFinite, name));
+        assert_eq!(answers(&[a, b], 4), [after(100), Decision::Fail]);
+        assert_eq!(answers(&[a, a], 1), [after(100), Decision::Fail], "there is no other worker");
+        let lost = failed(Unavailable, "b");
+        assert_eq!(answers(&[lost, lost, a], 1)[2], after(100), "the first of its kind");
+        assert_eq!(answers(&[a, lost, lost], 2)[2], after(200), "and it does not count against the task");
+        assert_eq!(answers(&[a, lost, b], 2)[2], Decision::Fail);
+        let [a, b] = ["a", "b"].map(|name| WorkerId::new(name).unwrap());
+        let mut history = History::default();
+        history.record(Setback::Failed(NotFinite), &a);
+        assert!(!history.suits(&a, [&a, &b].into_iter()) && history.suits(&b, [&a, &b].into_iter()));
     }
 
     #[test]

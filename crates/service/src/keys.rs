@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! runs/{run}/journal/{sequence}                              a journal record
-//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard; empty once they are merged
+//! runs/{run}/shots/{shot}/factors/{shard}/{block}            a block's factor sums over one shard; empty once they are merged; of a
+//!                                                            quarantined one, some blocks at most
 //! runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
 //!                                                            their sum over the first so many shards of a pass
 //! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration

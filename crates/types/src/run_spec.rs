@@ -73,6 +73,9 @@ pub struct RunSpec {
     pub shards: u32,
     /// Calibration samples of a shot.
     pub samples: u64,
+    /// Share of a shot's samples that may be left out because their loss or a gradient is not finite; below 1.
+    #[serde(default)]
+    pub max_poison_fraction: f64,
     /// Tokens a sample.
     pub seq_len: u64,
     /// Held-out segments scored after each shot, evenly spaced over the data; 0 for all.
@@ -159,6 +162,7 @@ impl RunSpec {
             correct_steps: 32,
             correct_rate: 1e-3,
             samples: 128,
+            max_poison_fraction: 0.0,
             seq_len: 512,
             eval_samples: 12,
             damping_scale: DampingScale::Diagonal,
@@ -264,6 +268,9 @@ impl RunSpec {
         let rise = self.max_rise;
         faults.unless(rise > 0.0 && rise <= 100.0, "max_rise", format!("{rise} is outside (0, 100]"));
         faults.within("shards", self.shards.into(), 1, 10_000);
+        let poison = self.max_poison_fraction;
+        let problem = format!("{poison} is outside [0, 1); 0.05 leaves out up to 5 % of a shot's samples");
+        faults.unless((0.0..1.0).contains(&poison), "max_poison_fraction", problem);
         faults.within("fisher_samples", self.fisher_samples.into(), 1, 1000);
         faults.within("rounds", self.rounds.into(), 1, 64);
         faults.within("kronecker_rank", self.kronecker_rank.into(), 1, 2);
@@ -392,6 +399,17 @@ mod tests {
     fn a_spec_survives_json_unchanged() {
         let text = serde_json::to_string(&good()).unwrap();
         assert_eq!(serde_json::from_str::<RunSpec>(&text).unwrap(), good());
+    }
+
+    #[test]
+    fn journals_that_do_not_say_how_much_poison_is_borne_bear_none() {
+        let mut json = serde_json::to_value(good()).unwrap();
+        json.as_object_mut().unwrap().remove("max_poison_fraction").unwrap();
+        assert_eq!(serde_json::from_value::<RunSpec>(json).unwrap(), good());
+        for bad in [-0.1, 1.0, f64::NAN] {
+            let faults = RunSpec { max_poison_fraction: bad, ..good() }.validated().unwrap_err().violations;
+            assert_eq!(faults[0].field, "max_poison_fraction");
+        }
     }
 
     #[test]

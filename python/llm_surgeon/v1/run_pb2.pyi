@@ -454,6 +454,7 @@ class RunSpec(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     GGUF_TYPE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    MAX_POISON_FRACTION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model folder."""
     text_column: _builtins.str
@@ -528,6 +529,10 @@ class RunSpec(_message.Message):
     """Shards that a shot's samples are swept in at least, so that as many calibrators can work at a time; 0 for 1. More come
     where memory_bytes asks for them.
     """
+    max_poison_fraction: _builtins.float
+    """Share of a shot's samples, from 0 up to but not 1, that may be left out, shard by shard, because their loss or a gradient
+    is not finite; beyond it the run fails.
+    """
     @_builtins.property
     def data(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Calibration files, folders or globs."""
@@ -595,10 +600,11 @@ class RunSpec(_message.Message):
         format: Global___Format.ValueType = ...,
         gguf_type: Global___GgufType.ValueType = ...,
         shards: _builtins.int = ...,
+        max_poison_fraction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern", "target", b"target", "target_bytes", b"target_bytes", "target_parameters", b"target_parameters", "target_size", b"target_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_unit", b"attention_unit", "boundary_dtype", b"boundary_dtype", "correct_rank", b"correct_rank", "correct_rate", b"correct_rate", "correct_steps", b"correct_steps", "curvature", b"curvature", "damping_a", b"damping_a", "damping_g", b"damping_g", "damping_scale", b"damping_scale", "data", b"data", "decay", b"decay", "dtype", b"dtype", "eval_data", b"eval_data", "eval_samples", b"eval_samples", "fisher", b"fisher", "fisher_samples", b"fisher_samples", "format", b"format", "gguf_type", b"gguf_type", "half_steps", b"half_steps", "keep_paths", b"keep_paths", "kronecker_rank", b"kronecker_rank", "max_correlate", b"max_correlate", "max_damped_layers", b"max_damped_layers", "max_rise", b"max_rise", "memory_bytes", b"memory_bytes", "model", b"model", "multiple_of", b"multiple_of", "output", b"output", "paths_of", b"paths_of", "pattern", b"pattern", "rounds", b"rounds", "samples", b"samples", "schedule", b"schedule", "scoring", b"scoring", "seed", b"seed", "seq_len", b"seq_len", "shape", b"shape", "shards", b"shards", "shot_data", b"shot_data", "shots", b"shots", "structure", b"structure", "sub_blocks", b"sub_blocks", "target", b"target", "target_bytes", b"target_bytes", "target_parameters", b"target_parameters", "target_size", b"target_size", "text_column", b"text_column", "update", b"update", "waypoints", b"waypoints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_unit", b"attention_unit", "boundary_dtype", b"boundary_dtype", "correct_rank", b"correct_rank", "correct_rate", b"correct_rate", "correct_steps", b"correct_steps", "curvature", b"curvature", "damping_a", b"damping_a", "damping_g", b"damping_g", "damping_scale", b"damping_scale", "data", b"data", "decay", b"decay", "dtype", b"dtype", "eval_data", b"eval_data", "eval_samples", b"eval_samples", "fisher", b"fisher", "fisher_samples", b"fisher_samples", "format", b"format", "gguf_type", b"gguf_type", "half_steps", b"half_steps", "keep_paths", b"keep_paths", "kronecker_rank", b"kronecker_rank", "max_correlate", b"max_correlate", "max_damped_layers", b"max_damped_layers", "max_poison_fraction", b"max_poison_fraction", "max_rise", b"max_rise", "memory_bytes", b"memory_bytes", "model", b"model", "multiple_of", b"multiple_of", "output", b"output", "paths_of", b"paths_of", "pattern", b"pattern", "rounds", b"rounds", "samples", b"samples", "schedule", b"schedule", "scoring", b"scoring", "seed", b"seed", "seq_len", b"seq_len", "shape", b"shape", "shards", b"shards", "shot_data", b"shot_data", "shots", b"shots", "structure", b"structure", "sub_blocks", b"sub_blocks", "target", b"target", "target_bytes", b"target_bytes", "target_parameters", b"target_parameters", "target_size", b"target_size", "text_column", b"text_column", "update", b"update", "waypoints", b"waypoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["target_size", "target_parameters", "target_bytes"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

@@ -48,7 +48,7 @@ class _FailureClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     FAILURE_CLASS_INVALID_INPUT: _FailureClass.ValueType  # 1
     """Bad spec, model or data: no retry."""
     FAILURE_CLASS_NUMERICAL: _FailureClass.ValueType  # 2
-    """Not finite, not positive definite, digest mismatch, output does not load: no retry."""
+    """Not finite, not positive definite, digest mismatch, output does not load: no retry, but one for a sweep that is NOT_FINITE."""
     FAILURE_CLASS_OUT_OF_MEMORY: _FailureClass.ValueType  # 3
     """Out of memory."""
     FAILURE_CLASS_STORE: _FailureClass.ValueType  # 4
@@ -65,7 +65,7 @@ FAILURE_CLASS_UNSPECIFIED: FailureClass.ValueType  # 0
 FAILURE_CLASS_INVALID_INPUT: FailureClass.ValueType  # 1
 """Bad spec, model or data: no retry."""
 FAILURE_CLASS_NUMERICAL: FailureClass.ValueType  # 2
-"""Not finite, not positive definite, digest mismatch, output does not load: no retry."""
+"""Not finite, not positive definite, digest mismatch, output does not load: no retry, but one for a sweep that is NOT_FINITE."""
 FAILURE_CLASS_OUT_OF_MEMORY: FailureClass.ValueType  # 3
 """Out of memory."""
 FAILURE_CLASS_STORE: FailureClass.ValueType  # 4
@@ -89,6 +89,10 @@ class _ShardStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ShardState
     """A calibrator sweeps it."""
     SHARD_STATE_STORED: _ShardState.ValueType  # 3
     """All its factors are in the store."""
+    SHARD_STATE_QUARANTINED: _ShardState.ValueType  # 4
+    """The loss or a gradient of its samples is not finite: nobody sweeps it, nobody waits for it, and what is in the store of it
+    does not count.
+    """
 
 class ShardState(_ShardState, metaclass=_ShardStateEnumTypeWrapper):
     """How far a shard is."""
@@ -100,6 +104,10 @@ SHARD_STATE_RUNNING: ShardState.ValueType  # 2
 """A calibrator sweeps it."""
 SHARD_STATE_STORED: ShardState.ValueType  # 3
 """All its factors are in the store."""
+SHARD_STATE_QUARANTINED: ShardState.ValueType  # 4
+"""The loss or a gradient of its samples is not finite: nobody sweeps it, nobody waits for it, and what is in the store of it
+does not count.
+"""
 Global___ShardState: _TypeAlias = ShardState  # noqa: Y015
 
 @_typing.final
@@ -376,12 +384,20 @@ class ScoreTask(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    GATHER_ONLY_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     checkpoint: _builtins.str
     shards: _builtins.int
     """Shards there are."""
     round: _builtins.int
     """Round of the shot, from 0; above 0 for single weights only."""
+    gather_only: _builtins.bool
+    """Only gather: shards may yet be quarantined, so nothing is computed. The result is empty."""
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shards that do not count, rising: their sums are not added."""
+
     def __init__(
         self,
         *,
@@ -389,10 +405,12 @@ class ScoreTask(_message.Message):
         checkpoint: _builtins.str = ...,
         shards: _builtins.int = ...,
         round: _builtins.int = ...,
+        quarantined: _abc.Iterable[_builtins.int] | None = ...,
+        gather_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "round", b"round", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "gather_only", b"gather_only", "quarantined", b"quarantined", "round", b"round", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,19 +428,28 @@ class WeighTask(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     PASS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    GATHER_ONLY_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     checkpoint: _builtins.str
     shards: _builtins.int
+    gather_only: _builtins.bool
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in ScoreTask. A shard has the same number here in all passes."""
+
     def __init__(
         self,
         *,
         block: _builtins.int = ...,
         checkpoint: _builtins.str = ...,
         shards: _builtins.int = ...,
+        quarantined: _abc.Iterable[_builtins.int] | None = ...,
+        gather_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "pass", b"pass", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "gather_only", b"gather_only", "pass", b"pass", "quarantined", b"quarantined", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -439,12 +466,17 @@ class RefineTask(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     DIGIT_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     checkpoint: _builtins.str
     shards: _builtins.int
     digit: _builtins.int
     """First digit of the threshold."""
     round: _builtins.int
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in ScoreTask."""
+
     def __init__(
         self,
         *,
@@ -453,10 +485,11 @@ class RefineTask(_message.Message):
         shards: _builtins.int = ...,
         digit: _builtins.int = ...,
         round: _builtins.int = ...,
+        quarantined: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "digit", b"digit", "round", b"round", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "digit", b"digit", "quarantined", b"quarantined", "round", b"round", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,6 +506,7 @@ class UpdateTask(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     CUTS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     checkpoint: _builtins.str
     shards: _builtins.int
@@ -480,6 +514,10 @@ class UpdateTask(_message.Message):
     """Key of the block's removal paths in the store; not read for single weights."""
     @_builtins.property
     def cuts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerCut]: ...
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in ScoreTask."""
+
     def __init__(
         self,
         *,
@@ -488,10 +526,11 @@ class UpdateTask(_message.Message):
         shards: _builtins.int = ...,
         scores: _builtins.str = ...,
         cuts: _abc.Iterable[Global___LayerCut] | None = ...,
+        quarantined: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "cuts", b"cuts", "scores", b"scores", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "cuts", b"cuts", "quarantined", b"quarantined", "scores", b"scores", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -505,22 +544,52 @@ class CorrectTask(_message.Message):
 
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     FIRST_SAMPLE_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     first_sample: _builtins.int
     """First sample of the shot."""
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleRange]:
+        """Samples that are not learnt from, rising: those of quarantined shards."""
+
     def __init__(
         self,
         *,
         checkpoint: _builtins.str = ...,
         first_sample: _builtins.int = ...,
+        left_out: _abc.Iterable[Global___SampleRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "first_sample", b"first_sample"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "first_sample", b"first_sample", "left_out", b"left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CorrectTask: _TypeAlias = CorrectTask  # noqa: Y015
+
+@_typing.final
+class SampleRange(_message.Message):
+    """Samples that follow each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_SAMPLE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    first_sample: _builtins.int
+    samples: _builtins.int
+    def __init__(
+        self,
+        *,
+        first_sample: _builtins.int = ...,
+        samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sample", b"first_sample", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleRange: _TypeAlias = SampleRange  # noqa: Y015
 
 @_typing.final
 class EvaluateTask(_message.Message):

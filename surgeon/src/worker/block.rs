@@ -178,7 +178,8 @@ impl Blocks {
     }
 
     /// Adds a block's sums of all passes up to `last` on the bench: of each pass the sum of the first shards, as far as they
-    /// are merged, then shard after shard. One shard's bytes are in memory at a time.
+    /// are merged, then shard after shard. One shard's bytes are in memory at a time. Quarantined shards are passed over,
+    /// whatever of them is in the store; where there may be some, nothing is merged.
     async fn lay_out(
         &self,
         shot: &(RunId, u32),
@@ -195,7 +196,7 @@ impl Blocks {
             for pass in 0..=last {
                 let (run, shot) = (shot.0.clone(), shot.1);
                 let of = BlockPass { run, shot, pass, shards: block.shards, block: block.number };
-                laid = self.lay_out_pass(&of, stop).await?;
+                laid = self.lay_out_pass(&of, block, stop).await?;
                 if laid == Laid::Overtaken {
                     break;
                 }
@@ -207,14 +208,14 @@ impl Blocks {
         }
     }
 
-    async fn lay_out_pass(&self, of: &BlockPass, stop: &CancellationToken) -> Result<Laid, Error> {
+    async fn lay_out_pass(&self, of: &BlockPass, block: &Block, stop: &CancellationToken) -> Result<Laid, Error> {
         let pass = of.pass;
         let mut merged = 0;
         if let Some((shards, sum)) = of.longest(&self.store).await? {
             merged = shards;
             self.on_bench(move |bench| bench.add(pass, &sum)).await?;
         }
-        for number in merged..of.shards {
+        for number in (merged..of.shards).filter(|number| block.counts(*number)) {
             if stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }

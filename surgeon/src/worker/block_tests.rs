@@ -14,7 +14,7 @@ fn shot() -> (RunId, u32) {
 }
 
 fn block() -> Block {
-    Block { number: 6, checkpoint: None, shards: SHARDS, round: 0 }
+    Block { quarantined: Vec::new(), number: 6, checkpoint: None, shards: SHARDS, round: 0 }
 }
 
 fn of(pass: u32) -> BlockPass {

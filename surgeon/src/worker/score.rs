@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::gather::{Event, Gathering, PassOfShot};
 use crate::job::Block;
 use crate::pull::PullFailure;
+use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::Lease;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,16 @@ use types::RunSpec;
 /// sweep may wait for a block that nobody here was asked for.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// One block whose sums are to be gathered, then scored or turned into what weighs the next pass.
+/// What follows when a block's sums are gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Nothing: which shards count is not settled yet.
+    Stop,
+    /// They are scored, or turned into what weighs the next pass.
+    Compute,
+}
+
+/// One block whose sums are to be gathered.
 #[derive(Debug)]
 pub(super) struct BlockTask {
     /// Where it happens.
@@ -27,6 +37,8 @@ pub(super) struct BlockTask {
     pub(super) spec: RunSpec,
     /// The block.
     pub(super) block: Block,
+    /// What follows.
+    pub(super) then: Then,
     /// The right to do it.
     pub(super) lease: Lease,
 }
@@ -109,18 +121,24 @@ impl<'a> BlockBatch<'a> {
 /// Scores blocks as they come.
 async fn compute(handler: &Handler, shot: &PassOfShot, mut ready: mpsc::Receiver<BlockTask>) {
     while let Some(task) = ready.recv().await {
-        let BlockTask { span, spec, block, lease } = task;
+        let BlockTask { span, spec, block, then, lease } = task;
         let start = Instant::now();
         let result = if lease.token().is_cancelled() {
             Err(Error::Cancelled)
         } else {
             let number = (shot.run.clone(), shot.number);
+            let weighs = shot.pass < spec.passes();
             let found = async {
-                if shot.pass < spec.passes() {
-                    let weighed = handler.blocks.weigh_block(&number, spec, (&block, shot.pass), lease.token());
-                    weighed.await.map(TaskResult::Weigh)
-                } else {
-                    handler.blocks.score_block(&number, spec, &block, lease.token()).await.map(TaskResult::Score)
+                match then {
+                    Then::Stop if weighs => Ok(TaskResult::Weigh(v1::WeighResult::default())),
+                    Then::Stop => Ok(TaskResult::Score(v1::ScoreResult::default())),
+                    Then::Compute if weighs => {
+                        let weighed = handler.blocks.weigh_block(&number, spec, (&block, shot.pass), lease.token());
+                        weighed.await.map(TaskResult::Weigh)
+                    }
+                    Then::Compute => {
+                        handler.blocks.score_block(&number, spec, &block, lease.token()).await.map(TaskResult::Score)
+                    }
                 }
             };
             found.instrument(span.clone()).await

@@ -104,6 +104,14 @@ pub(crate) struct RunArgs {
     /// for them.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Data")]
     pub(crate) shards: u32,
+    /// Share of a shot's samples that may be left out because their loss or a gradient is not a finite number
+    ///
+    /// By default one such sample fails the run, and the error names it: as a rule the text or the number format is at fault.
+    /// With 0.05 a run goes on without up to 5 % of a shot's samples. What falls out is the whole part (--shards) in which
+    /// such a sample lies, so small parts lose little; each is tried once more first, on another calibrator if there is one.
+    /// Costs are then computed after the sweep instead of during it. The summary names what was left out.
+    #[arg(long, value_name = "F", default_value_t = 0.0, help_heading = "Data")]
+    pub(crate) max_poison_fraction: f64,
     /// Tokens a sample, also of a held-out segment [default: 2048, or the model's maximum if that is smaller]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub(crate) seq_len: Option<u64>,

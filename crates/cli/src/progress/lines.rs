@@ -1,7 +1,7 @@
 //! One line for each thing that is finished. Pure: an event and what was before it give a line.
 
 use crate::text::{duration, grouped, percent, plural, short_count};
-use coordinator::event::{Event, History};
+use coordinator::event::{Event, History, ShardQuarantined};
 use types::{CorrectionReport, format_bytes};
 
 /// Returns the line for an event, if it is worth one. `history` has the event already; `seconds` passed since what it
@@ -50,6 +50,7 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
                 duration(done.seconds.total)
             ))
         }
+        Event::ShardQuarantined(gone) => Some(format!("shot {}/{shots}: {}", gone.shot, left_out(gone))),
         Event::ShotTakenBack { shot, measured, .. } => Some(format!(
             "shot {shot}/{shots}: held-out loss rose by {measured:.4} nats per token, too far: taken back, to be cut half \
              as deep"
@@ -103,6 +104,15 @@ pub(super) fn line(event: &Event, history: &History, seconds: f64) -> Option<Str
         | Event::Failed { .. }
         | Event::Paused
         | Event::Cancelled => None,
+    }
+}
+
+/// Returns which samples a quarantined shard takes along, and why.
+fn left_out(gone: &ShardQuarantined) -> String {
+    let last = gone.first_sample + gone.samples - 1;
+    match gone.samples {
+        1 => format!("sample {last} is left out: {}", gone.reason),
+        _ => format!("samples {} to {last} are left out: {}", gone.first_sample, gone.reason),
     }
 }
 

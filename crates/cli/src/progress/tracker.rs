@@ -71,7 +71,7 @@ impl Tracker {
         }
         let mut share = progress.done as f64 / progress.total as f64;
         if progress.stage() == Stage::Calibrate {
-            let done = self.history.shots.get(&progress.shot).map_or(0, |s| s.shards.len());
+            let done = self.settled_sweeps(progress.shot);
             share = (done as f64 + share) / self.shards as f64;
         }
         let share = share.min(1.0);
@@ -93,13 +93,20 @@ impl Tracker {
         Some(Now { label, share: pace.share(), stage_left, run_left: self.estimate.left(now, stage_left) })
     }
 
+    /// Returns how many sweeps of a shot there is nothing more to wait for.
+    fn settled_sweeps(&self, shot: u32) -> usize {
+        let passes = self.history.spec.as_ref().map_or(0, types::RunSpec::passes);
+        self.history.shots.get(&shot).map_or(0, |s| s.settled_sweeps(passes))
+    }
+
     /// Forgets stages that an event ends.
     fn finish_stages(&mut self, event: &Event) {
-        let last_shard = |shot| self.history.shots.get(&shot).map_or(0, |s| s.shards.len()) as u64 >= self.shards;
+        let last_shard = |shot| self.settled_sweeps(shot) as u64 >= self.shards;
         let ended = match event {
             Event::Prepared(_) => (0, Stage::Prepare),
             Event::Evaluated(done) => (done.shot, Stage::Evaluate),
             Event::ShardCalibrated(done) if last_shard(done.shot) => (done.shot, Stage::Calibrate),
+            Event::ShardQuarantined(gone) if last_shard(gone.shot) => (gone.shot, Stage::Calibrate),
             Event::CutChosen(cut) => (cut.shot, Stage::Allocate),
             Event::ShotCommitted { shot, .. } => (*shot, Stage::Update),
             Event::ShotCorrected(done) => (done.shot, Stage::Correct),

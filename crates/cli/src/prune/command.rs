@@ -15,10 +15,11 @@ type Switch = (&'static str, fn(&RunSpec) -> bool);
 const SWITCHES: [Switch; 2] = [("--sub-blocks", |s| s.sub_blocks), ("--keep-paths", |s| s.keep_paths)];
 
 /// Flags whose default is the same whatever else is asked for.
-const FLAGS: [Flag; 27] = [
+const FLAGS: [Flag; 28] = [
     ("--text-column", |s| s.text_column.clone()),
     ("--samples", |s| s.samples.to_string()),
     ("--shards", |s| s.shards.to_string()),
+    ("--max-poison-fraction", |s| s.max_poison_fraction.to_string()),
     ("--eval-samples", |s| s.eval_samples.to_string()),
     ("--structure", RunSpec::structure_name),
     ("--heads", |s| s.attention_unit.to_string()),
@@ -179,6 +180,7 @@ mod tests {
                 fisher: Fisher::Sampled,
                 fisher_samples: 2,
                 shards: 4,
+                max_poison_fraction: 0.25,
                 target: Target::Parameters(1_000_000),
                 ..plain()
             },

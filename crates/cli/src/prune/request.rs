@@ -41,6 +41,7 @@ pub(crate) fn unchecked(args: &RunArgs, usual_seq_len: u64) -> Result<RunSpec, C
         fisher: args.fisher,
         fisher_samples: args.fisher_samples,
         shards: args.shards,
+        max_poison_fraction: args.max_poison_fraction,
         shots: args.shots(),
         rounds: args.rounds(),
         schedule: args.schedule,

@@ -132,12 +132,11 @@ pub(crate) fn shots(source: &Source<'_>, points: &[ShotPoint]) -> Table {
     let dash = || "–".to_owned();
     for point in points {
         let Some(known) = source.history.shots.get(&point.shot) else { continue };
-        let (loss, targets) = known.shards.values().fold((0.0, 0), |(l, t), s| (l + s.loss_sum, t + s.targets));
         let cut = known.cut.as_ref();
         let mut row = vec![
             point.shot.to_string(),
             format!("{:.1} %", 100.0 * point.size),
-            if targets == 0 { dash() } else { format!("{:.4}", loss / targets as f64) },
+            known.calibration_loss().map_or_else(dash, |loss| format!("{loss:.4}")),
             nats(point.predicted),
             point.measured.map_or_else(dash, nats),
             point.loss.map_or_else(dash, |loss| format!("{:.3}", loss.exp())),

@@ -62,6 +62,7 @@ impl Timeline {
             | Event::Inherited { .. }
             | Event::Traced { .. }
             | Event::ShotOpened { .. }
+            | Event::ShardQuarantined(_)
             | Event::RoundDone(_)
             | Event::ShotCommitted { .. }
             | Event::ShotTakenBack { .. }

@@ -2,9 +2,10 @@
 
 use e2e::cluster::Cluster;
 use e2e::disturbed::{Disturbed, tell};
-use e2e::{glassllm, root};
+use e2e::{binary, expect, folder_digest, glassllm, journal, root};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Bits of what half-precision numbers can be besides finite.
@@ -90,4 +91,46 @@ fn in_the_held_out_text_the_segment_is_named() {
     let held_out = root().join("testdata/text/heldout").display().to_string();
     let flags = ["--eval-data", &held_out, "--eval-samples", "8"];
     fails_with(("▁the", NAN), &flags, &["evaluate failed", "not finite", "segment"]);
+}
+
+/// Asks for a run in which every sample is a shard of its own, and half of a shot's samples may be left out.
+fn leave_out(command: &mut Command, model: &Path, output: &Path) {
+    command.arg(model).arg("--data").arg(root().join("testdata/text/calibration"));
+    command.args(["--seq-len", "128", "--samples", "24", "--multiple-of", "1", "--target-size", "0.8", "--shots", "2"]);
+    command.args(["--shards", "24", "--max-poison-fraction", "0.5", "--decay", "1"]).arg("--out").arg(output);
+}
+
+#[test]
+fn a_run_that_may_do_without_them_ends_in_the_same_bytes_on_any_workers_and_says_what_it_left_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let (model, output) = (temp.path().join("model"), temp.path().join("pruned"));
+    poisoned(&model, token("7"), NAN);
+    let mut prune = Command::new(binary());
+    leave_out(prune.arg("prune"), &model, &output);
+    expect(prune.args(["--device", "cpu", "--threads", "1"]), 0);
+    let digest = folder_digest(&output);
+    let report = std::fs::read_to_string(output.join("pruning_report.json")).unwrap();
+    assert!(report.contains("calibration samples were left out"), "{report}");
+    std::fs::remove_dir_all(&output).unwrap();
+
+    let folder = temp.path().join("cluster");
+    let mut cluster = Cluster::new(&folder);
+    cluster.start(2, 2);
+    cluster.wait_for_workers(4);
+    let mut submit = cluster.client("submit");
+    leave_out(&mut submit, &model, &output);
+    let mut run = Disturbed::follow(cluster, submit, &folder, &output);
+    // Once in the first sweep, once later.
+    let mut kills = 0;
+    while kills < 2 && run.more_records(20) {
+        run.cluster.kill("coordinator");
+        run.cluster.start_one("coordinator");
+        kills += 1;
+    }
+    run.ends_as(&digest, "samples that are not finite, and a coordinator that was killed");
+    let records = journal(&run.cluster.store());
+    let says = |record: &&PathBuf| std::fs::read_to_string(record).unwrap().contains("shard-quarantined");
+    let quarantined = records.iter().filter(says).count();
+    assert!(quarantined > 0, "nothing was left out");
+    tell(&format!("shards left out {quarantined}, coordinators killed {kills}"));
 }
