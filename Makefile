@@ -151,6 +151,10 @@ verify-hf: build ## Every family, shape and FOLDERS=... against transformers + t
 verify-gguf: build ## Every family, shape and number format against llama.cpp: logits (builds it once, ten minutes)
 	@scripts/verify_formats.sh gguf
 
+.PHONY: verify-vllm
+verify-vllm: build ## Pruned SmolLM2 in vLLM on a CPU: the same tokens as here, per-layer refused (verify-hf's packages and 0.6 GB)
+	@scripts/verify_vllm.sh
+
 .PHONY: verify-guide
 verify-guide: build ## Run the blocks of docs/take-it-from-here.md that can run here (transformers, PEFT, llama.cpp)
 	@scripts/verify_guide.sh

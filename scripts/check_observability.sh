@@ -9,4 +9,4 @@ lock_cache
 interpreter="$(environment observability)"
 unlock_cache
 "$python" "$scripts/dashboards.py" --check
-"$interpreter" -B "$scripts/observability_check.py" --require-promtool --npm "$cache/npm/observability" --self-test
+"$interpreter" -B "$scripts/observability_check" --require-promtool --npm "$cache/npm/observability" --self-test

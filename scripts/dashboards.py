@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the Grafana dashboards under k8s/observability/dashboards/; with --check, says whether they are what it would write.
 
-One list of panels a dashboard. Names and labels of metrics come from docs/telemetry.json; scripts/observability_check.py
+One list of panels a dashboard. Names and labels of metrics come from docs/telemetry.json; scripts/observability_check
 compares both. Needs nothing but Python.
 """
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Renders base, overlays and examples of k8s/ as kubectl does, and checks them: Kubernetes' schemas (kubernetes-validate), those
-# of custom resources, and what no schema knows (scripts/k8s_check.py), also on copies that are broken on purpose. No cluster.
+# of custom resources, and what no schema knows (scripts/k8s_check), also on copies that are broken on purpose. No cluster.
 #
 #   k8s.sh            flags and variables as the built programs' --help has them
 #   k8s.sh FOLDER     those of the programs in FOLDER
@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 export PYTHONDONTWRITEBYTECODE=1
 
-# Kinds whose schemas kubernetes-validate does not have; k8s_check.py does.
+# Kinds whose schemas kubernetes-validate does not have; k8s_check does.
 custom='api version (cert-manager\.io|jobset\.x-k8s\.io|kueue\.x-k8s\.io|monitoring\.coreos\.com)/'
 
 # kustomize FOLDER-BELOW-K8S...: the objects of all, one after the other.
@@ -67,6 +67,6 @@ render "$work/rendered"
 for file in "$work"/rendered/*.yaml; do
   validate "$file"
 done
-"$interpreter" "$scripts/k8s_check.py" --programs "$programs" "$work"/rendered/*.yaml
-"$interpreter" "$scripts/k8s_check.py" --programs "$programs" --self-test "$work"/rendered/*.yaml
+"$interpreter" "$scripts/k8s_check" --programs "$programs" "$work"/rendered/*.yaml
+"$interpreter" "$scripts/k8s_check" --programs "$programs" --self-test "$work"/rendered/*.yaml
 say "$(find "$work/rendered" -name '*.yaml' | wc -l) deployments are as Kubernetes $newest and the programs want them; every check finds what it is for"

@@ -78,5 +78,5 @@ sleep 3 # the last scrapes
 for worker in "coordinator:$m0" "calibrator:$m1" "surgeon:$m2"; do
   curl --silent --show-error --fail "http://127.0.0.1:${worker#*:}/metrics" >"$work/${worker%:*}.txt"
 done
-"$interpreter" -B "$scripts/observability_check.py" --metrics "$work/under-way.txt" "$work/coordinator.txt" "$work/calibrator.txt" "$work/surgeon.txt" \
+"$interpreter" -B "$scripts/observability_check" --metrics "$work/under-way.txt" "$work/coordinator.txt" "$work/calibrator.txt" "$work/surgeon.txt" \
   --prometheus "http://127.0.0.1:$server" --since 600 --rate-interval 10s
