@@ -175,6 +175,7 @@ impl Error {
             Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone) | Self::Thread(_) | Self::Serve(_) => {
                 (Some(C::Internal), R::Internal)
             }
+            Self::Worker(WorkerError::DeviceLost(_)) => (Some(C::Unavailable), R::Internal),
             Self::Worker(WorkerError::Refused(_)) => (Some(C::Internal), R::VersionMismatch),
             Self::Worker(WorkerError::Lost(_)) => (Some(C::Unavailable), R::PeerUnavailable),
             Self::Stopping | Self::Cancelled => (None, R::ShuttingDown),

@@ -14,6 +14,7 @@ use model::ModelFolder;
 use proto::convert::{Fields, spec_without_end};
 use proto::v1;
 use proto::v1::calibrate_response::Part;
+use service::memory::PeakMeter;
 use service::{ComputeHandle, SweepKey};
 use std::path::Path;
 use std::pin::Pin;
@@ -170,6 +171,7 @@ impl Standalone {
         let (compute, session, shelf) = (self.compute.clone(), Arc::clone(&self.session), Arc::clone(&self.shelf));
         async move {
             let (thread, tell) = (compute.clone(), answers.clone());
+            let peak = PeakMeter::start();
             let swept = compute.run(move || {
                 let Asked { spec, key, task } = asked;
                 let cancelled = || {
@@ -190,7 +192,7 @@ impl Standalone {
                 Ok(Ok(swept)) => {
                     crate::metrics::swept(swept.result.tokens, &swept.result.times, swept.wait);
                     tracing::info!(tokens = swept.result.tokens, bytes = swept.factor_bytes, "swept for a caller");
-                    Ok(v1::CalibrateResponse { part: Some(Part::Result(calibrate_result(swept))) })
+                    Ok(v1::CalibrateResponse { part: Some(Part::Result(calibrate_result(swept, &peak))) })
                 }
                 Ok(Err(error)) => Err(error.into()),
                 Err(error) => Err(Error::from(error).into()),

@@ -15,7 +15,7 @@ use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
-use service::memory::peak_bytes;
+use service::memory::PeakMeter;
 use service::{ComputeHandle, Lease, Leased, Store, SweepKey, TaskHandler};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -99,6 +99,7 @@ impl Handler {
         mut task: Calibrate,
         lease: &Lease,
     ) -> Result<v1::CalibrateResult, Error> {
+        let peak = PeakMeter::start();
         let weights = DecoderKey { run: key.run.clone(), checkpoint: task.checkpoint.clone() };
         let changed = self.changed(weights).await?;
         task.blocks = self.not_stored(&key, task.blocks).await?;
@@ -118,7 +119,7 @@ impl Handler {
         };
         metrics::swept(swept.result.tokens, &swept.result.times, swept.wait);
         tracing::info!(tokens = swept.result.tokens, factor_bytes = swept.factor_bytes, "shard swept");
-        Ok(calibrate_result(swept))
+        Ok(calibrate_result(swept, &peak))
     }
 
     async fn correct(
@@ -127,6 +128,7 @@ impl Handler {
         (spec, shot, learns_from): (RunSpec, u32, LearnsFrom),
         lease: &Lease,
     ) -> Result<v1::CorrectResult, Error> {
+        let peak = PeakMeter::start();
         let run = key.run.clone();
         let states = checkpoint::manifest(&self.store, key.checkpoint.as_deref()).await?.layers;
         let changed = self.changed(key.clone()).await?;
@@ -157,11 +159,12 @@ impl Handler {
             loss_after: after,
             steps_done: report.steps_done,
             steps_kept: report.steps_kept,
-            peak_memory_bytes: peak_bytes(),
+            peak_memory_bytes: peak.bytes(),
         })
     }
 
     async fn evaluate(&self, key: DecoderKey, spec: RunSpec, lease: &Lease) -> Result<v1::EvaluateResult, Error> {
+        let peak = PeakMeter::start();
         let changed = self.changed(key.clone()).await?;
         self.with_control(lease, move |session, control| {
             let (decoder, data) = session.load(&key, &spec, changed)?;
@@ -183,7 +186,7 @@ impl Handler {
                 segments_in_data: held_out.in_data,
                 tokens: loss.tokens,
                 seconds: start.elapsed().as_secs_f64(),
-                peak_memory_bytes: peak_bytes(),
+                peak_memory_bytes: peak.bytes(),
             })
         })
         .await
@@ -277,7 +280,7 @@ impl Handler {
 }
 
 /// Returns what is told of a sweep.
-pub(crate) fn calibrate_result(Swept { result, wait, factor_bytes }: Swept) -> v1::CalibrateResult {
+pub(crate) fn calibrate_result(Swept { result, wait, factor_bytes }: Swept, peak: &PeakMeter) -> v1::CalibrateResult {
     v1::CalibrateResult {
         loss_sum: result.loss_sum,
         targets: result.targets,
@@ -288,6 +291,6 @@ pub(crate) fn calibrate_result(Swept { result, wait, factor_bytes }: Swept) -> v
         gram_seconds: result.times.gram.as_secs_f64(),
         wait_seconds: wait.as_secs_f64(),
         factor_bytes,
-        peak_memory_bytes: peak_bytes(),
+        peak_memory_bytes: peak.bytes(),
     }
 }

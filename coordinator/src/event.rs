@@ -180,7 +180,7 @@ pub struct Evaluated {
     pub tokens: u64,
     /// Seconds in the forward passes.
     pub seconds: f64,
-    /// Largest resident memory of the calibrator so far, bytes.
+    /// Largest resident memory of the calibrator meanwhile, bytes.
     pub peak_memory: u64,
 }
 
@@ -201,7 +201,7 @@ pub struct ShardCalibrated {
     pub seconds: SweepSeconds,
     /// Bytes of factors handed over.
     pub factor_bytes: u64,
-    /// Largest resident memory of the calibrator so far, bytes.
+    /// Largest resident memory of the calibrator meanwhile, bytes.
     pub peak_memory: u64,
 }
 
@@ -265,6 +265,9 @@ pub struct BlockScored {
     pub scores: ObjectRef,
     /// Seconds of computing.
     pub seconds: f64,
+    /// Largest resident memory of the surgeon meanwhile, bytes; 0 in journals of earlier programs.
+    #[serde(default)]
+    pub peak_memory: u64,
 }
 
 /// Histograms of one block's costs near the threshold.
@@ -322,6 +325,9 @@ pub struct BlockUpdated {
     pub predicted: Vec<f64>,
     /// Seconds of computing.
     pub seconds: f64,
+    /// Largest resident memory of the surgeon meanwhile, bytes; 0 in journals of earlier programs.
+    #[serde(default)]
+    pub peak_memory: u64,
 }
 
 /// One of a shot's rounds.
@@ -350,7 +356,7 @@ pub struct ShotCorrected {
     pub report: CorrectionReport,
     /// Seconds it took.
     pub seconds: f64,
-    /// Largest resident memory of the calibrator so far, bytes.
+    /// Largest resident memory of the calibrator meanwhile, bytes.
     pub peak_memory: u64,
 }
 
@@ -369,4 +375,7 @@ pub struct Materialised {
     pub logit_difference: f64,
     /// Seconds it took.
     pub seconds: f64,
+    /// Largest resident memory of the surgeon meanwhile, bytes; 0 in journals of earlier programs.
+    #[serde(default)]
+    pub peak_memory: u64,
 }

@@ -105,11 +105,11 @@ fn events() -> Vec<Event> {
         weights: Some(object("w")),
     };
     let correction = CorrectionReport { loss_before: 1.0, loss_after: 0.5, steps_done: 2, steps_kept: 1 };
-    let scored = BlockScored { shot: 1, block: 0, scores: object("s"), seconds: 0.5 };
+    let scored = BlockScored { shot: 1, block: 0, scores: object("s"), seconds: 0.5, peak_memory: 1 };
     vec![
-        Event::Created { spec: spec.clone() },
+        Event::Created { spec: spec.clone(), request_id: "request".into() },
         Event::TakenOver { epoch: 2 },
-        Event::Inherited { from: run(), events: vec![Event::Created { spec }, Event::BlockScored(scored.clone())] },
+        Event::Inherited { from: run(), events: vec![Event::Created { spec, request_id: String::new() }, Event::BlockScored(scored.clone())] },
         Event::Prepared(Prepared { model: model(&layer), data: data(), eval_data: Some(data()), seconds: 0.5 }),
         Event::Evaluated(Evaluated {
             shot: 0,
@@ -166,6 +166,7 @@ fn events() -> Vec<Event> {
             layers: vec![state()],
             predicted: vec![0.5],
             seconds: 0.5,
+            peak_memory: 1 << 30,
         }),
         Event::RoundDone(RoundDone {
             shot: 1,
@@ -196,6 +197,7 @@ fn events() -> Vec<Event> {
             bytes: 9,
             logit_difference: 0.0,
             seconds: 0.5,
+            peak_memory: 1 << 30,
         }),
         Event::Paused,
         Event::Succeeded,

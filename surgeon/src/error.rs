@@ -196,6 +196,7 @@ impl Error {
             | Self::Coordinator(_)
             | Self::Transport(_)
             | Self::Worker(WorkerError::Lost(_)) => (Some(C::Unavailable), R::PeerUnavailable),
+            Self::Worker(WorkerError::DeviceLost(_)) => (Some(C::Unavailable), R::Internal),
             Self::Worker(WorkerError::Refused(_)) => (Some(C::Internal), R::VersionMismatch),
             Self::Pruning(PruningError::Shape { .. } | PruningError::Units { .. })
             | Self::Compute(ComputeError::Panicked { .. } | ComputeError::Gone)

@@ -17,6 +17,7 @@ use model::export::{self, Breadth, WriteOptions};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use score::{BlockBatch, BlockTask, Then};
+use service::memory::PeakMeter;
 use service::{Lease, Leased, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -112,6 +113,7 @@ impl Handler {
         (report_json, output): (String, String),
         shape: Shape,
     ) -> Result<v1::MaterialiseResult, Error> {
+        let peak = PeakMeter::start();
         let checkpoint = checkpoint::manifest(&self.blocks.store, manifest.as_deref()).await?;
         let changed = checkpoint::layers(&self.blocks.store, checkpoint.layers).await?;
         let path = PathBuf::from(&output);
@@ -144,6 +146,7 @@ impl Handler {
             blake3: written.blake3,
             bytes: written.bytes,
             logit_difference: written.logit_difference,
+            peak_memory_bytes: peak.bytes(),
         })
     }
 }

@@ -63,6 +63,7 @@ pub(crate) async fn materialise(run: &Run, shot: u32) -> Result<(), RunError> {
             bytes: r.bytes,
             logit_difference: r.logit_difference,
             seconds,
+            peak_memory: r.peak_memory_bytes,
         }))
     })
     .await

@@ -57,7 +57,13 @@ pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
             let TaskResult::Score(r) = result else { return Err(wrong_result("score")) };
             let bad = bad_message("result of score");
             let scores = proto::convert::required("scores", r.scores).map_err(&bad)?.try_into().map_err(&bad)?;
-            Ok(Event::BlockScored(BlockScored { shot, block, scores, seconds: r.compute_seconds }))
+            Ok(Event::BlockScored(BlockScored {
+                shot,
+                block,
+                scores,
+                seconds: r.compute_seconds,
+                peak_memory: r.peak_memory_bytes,
+            }))
         },
     )
     .await
@@ -103,6 +109,7 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
             layers,
             predicted: r.predicted,
             seconds: r.compute_seconds,
+            peak_memory: r.peak_memory_bytes,
         }))
     })
     .await

@@ -90,6 +90,7 @@ fn render(args: &PlanArgs, found: &Forecast, machines: &Machines) -> String {
         format_bytes(found.calibrator_bytes),
         format!("{} of it weights", format_bytes(found.weight_bytes)),
     );
+    row("reading the weights", rough_duration(found.load_seconds), "each calibrator, before its first task".to_owned());
     row("surgeon memory", format_bytes(found.surgeon_bytes), "one block's factors".to_owned());
     let held = if found.shards > 1 { "at most: sums so far, shards before their turn" } else { "factors of the shard" };
     row("store, while a shot lasts", format_bytes(found.store_bytes_a_shot), held.to_owned());

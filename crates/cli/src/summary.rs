@@ -7,7 +7,7 @@ pub(crate) use render::protocol;
 pub(crate) use timeline::Timeline;
 
 use crate::text::shell_word;
-use coordinator::event::{Evaluated, History};
+use coordinator::event::{Evaluated, History, ShotHistory};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -37,7 +37,10 @@ pub(crate) struct Summary {
     tokens_per_second_before: Option<f64>,
     tokens_per_second_after: Option<f64>,
     /// Largest resident memory after the dense model was evaluated, and of the whole run; bytes.
+    /// While the dense model was evaluated, and the pruned one.
     peak_memory_before: Option<u64>,
+    peak_memory_after: Option<u64>,
+    /// Of the whole run.
     peak_memory: u64,
     /// Seconds by stage.
     seconds: Timeline,
@@ -126,6 +129,7 @@ impl Summary {
             tokens_per_second_before: dense.and_then(speed),
             tokens_per_second_after: pruned.and_then(speed),
             peak_memory_before: dense.map(|e| e.peak_memory),
+            peak_memory_after: history.evaluations.get(&history.shots_done()).map(|e| e.peak_memory),
             peak_memory: peak_memory(history),
             seconds,
             factor_bytes: history.shots.values().flat_map(|s| s.shards.values()).map(|s| s.factor_bytes).sum(),
@@ -186,9 +190,15 @@ pub(crate) fn speed(evaluated: &Evaluated) -> Option<f64> {
 }
 
 pub(crate) fn peak_memory(history: &History) -> u64 {
+    let of_shot = |shot: &ShotHistory| {
+        let calibrators =
+            shot.shards.values().map(|s| s.peak_memory).chain(shot.corrected.iter().map(|c| c.peak_memory));
+        let surgeons = shot.scored.values().map(|b| b.peak_memory).chain(shot.updated.values().map(|b| b.peak_memory));
+        calibrators.chain(surgeons).max().unwrap_or(0)
+    };
     let evaluations = history.evaluations.values().map(|e| e.peak_memory);
-    let shards = history.shots.values().flat_map(|s| s.shards.values()).map(|s| s.peak_memory);
-    evaluations.chain(shards).max().unwrap_or(0)
+    let written = history.materialised.values().map(|m| m.peak_memory);
+    evaluations.chain(history.shots.values().map(of_shot)).chain(written).max().unwrap_or(0)
 }
 
 /// Returns whether the ladder had to raise the damping of A or of G.

@@ -93,6 +93,8 @@ pub struct Forecast {
     pub prunable: u64,
     /// Bytes of the weights on a device.
     pub weight_bytes: u64,
+    /// Seconds in which a calibrator reads them from a bucket or a shared volume: before its first task, and nothing after.
+    pub load_seconds: f64,
     /// Shards of a shot.
     pub shards: u64,
     /// Operations of a shot's sweep.
@@ -239,6 +241,7 @@ pub fn forecast(widths: &Widths, request: &Request, machines: &Machines) -> Fore
         parameters: widths.parameters(),
         prunable: widths.blocks * widths.block_weights(),
         weight_bytes,
+        load_seconds: weight_bytes as f64 / machines.network,
         shards: count,
         sweep_flops_a_shot: sweep_flops,
         score_flops_a_shot: score_flops,

@@ -72,6 +72,9 @@ pub enum WorkerError {
     /// The coordinator cannot be reached for too long.
     #[error("the coordinator cannot be reached: {}", .0.message())]
     Lost(Status),
+    /// The device computes no more in this process.
+    #[error("the device needs a new process: {0}")]
+    DeviceLost(String),
 }
 
 impl WorkerError {
@@ -80,6 +83,7 @@ impl WorkerError {
         match self {
             Self::Refused(_) => Exit::Refused,
             Self::Lost(_) => Exit::Unavailable,
+            Self::DeviceLost(_) => Exit::Overdue,
         }
     }
 }
@@ -93,7 +97,8 @@ pub async fn run_worker<H: TaskHandler>(
 ) -> Result<(), WorkerError> {
     let client = Client::new(channel, options);
     let Some(lease_time) = until(&shutdown, client.register()).await else { return Ok(()) };
-    let leases = Leases::default();
+    let shutdown = shutdown.child_token();
+    let leases = Leases::new(shutdown.clone());
     let beats = tokio::spawn(heartbeat::run(client.clone(), leases.clone(), lease_time.map_err(refusal)?));
     let worked = work(&client, &leases, &handler, &shutdown).await;
     let released = tokio::time::timeout(RELEASE_GRACE, leases.release_all()).await;
@@ -101,7 +106,7 @@ pub async fn run_worker<H: TaskHandler>(
         tracing::warn!("tasks are not released in time; their leases will expire");
     }
     beats.abort();
-    worked
+    leases.lost_device().map_or(worked, |message| Err(WorkerError::DeviceLost(message)))
 }
 
 /// Is ready for whoever calls, without a coordinator, until `shutdown` fires.

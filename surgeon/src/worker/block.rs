@@ -10,6 +10,7 @@ use bytes::Bytes;
 use proto::v1;
 use service::checkpoint::{self, LayerBytes};
 use service::keys;
+use service::memory::PeakMeter;
 use service::{ComputeHandle, Store, StoreError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -65,7 +66,7 @@ impl Blocks {
         stop: &CancellationToken,
     ) -> Result<v1::ScoreResult, Error> {
         let _turn = self.turn.lock().await;
-        let start = Instant::now();
+        let (start, peak) = (Instant::now(), PeakMeter::start());
         let job = self.block_job(spec, block).await?;
         if block.round == 0 {
             self.lay_out(shot, (block, job.spec.passes()), stop).await?;
@@ -89,7 +90,7 @@ impl Blocks {
         let scores = self.keep(keys::scores(&shot.0, shot.1, block.round, block.number), json).await?;
         let compute_seconds = start.elapsed().as_secs_f64();
         tracing::info!(bytes = scores.bytes, compute_seconds, "block scored");
-        Ok(v1::ScoreResult { scores: Some(scores.into()), compute_seconds })
+        Ok(v1::ScoreResult { scores: Some(scores.into()), compute_seconds, peak_memory_bytes: peak.bytes() })
     }
 
     /// Counts the second digits of a block's costs that begin with `digit`, and stores the counts.
@@ -122,7 +123,7 @@ impl Blocks {
         stop: &CancellationToken,
     ) -> Result<v1::UpdateResult, Error> {
         let _turn = self.turn.lock().await;
-        let start = Instant::now();
+        let (start, peak) = (Instant::now(), PeakMeter::start());
         let job = self.block_job(spec, block).await?;
         let paths = if job.spec.structure.is_masked() { Vec::new() } else { self.paths(scores).await? };
         if cuts.iter().any(|cut| cut.steps > 0 || cut.elements.is_some_and(|e| e.items > 0)) {
@@ -140,6 +141,7 @@ impl Blocks {
             result.predicted.push(predicted);
         }
         result.compute_seconds = start.elapsed().as_secs_f64();
+        result.peak_memory_bytes = peak.bytes();
         Ok(result)
     }
 

@@ -3,7 +3,7 @@
 use super::Source;
 use super::figures::{ModelCosts, ShotPoint};
 use super::units::Left;
-use crate::summary::{is_raised, peak_memory, speed};
+use crate::summary::{is_raised, speed};
 use crate::text::{duration, grouped, nats, percent};
 use serde::Serialize;
 use serde_json::Value;
@@ -11,9 +11,6 @@ use types::{DampingStep, DataDescription, RunSpec, format_bytes};
 
 /// Points of the whole model's curve that its table shows.
 const CURVE_ROWS: usize = 16;
-
-/// Memory that has grown by this has risen.
-const RISE: f64 = 1.01;
 
 /// A table: the first column names its rows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -84,8 +81,9 @@ pub(crate) fn sizes(source: &Source<'_>) -> Table {
             table.row(["tokens per second".into(), count(b), count(a), ratio(b, a)]);
         }
     }
-    if let Some(b) = dense {
-        table.row(["peak memory so far".into(), format_bytes(b.peak_memory), format_bytes(peak_memory(history))]);
+    let last = history.evaluations.get(&history.shots_done()).filter(|_| history.shots_done() > 0);
+    if let (Some(b), Some(a)) = (dense, last) {
+        table.row(["peak memory, evaluating".into(), format_bytes(b.peak_memory), format_bytes(a.peak_memory)]);
     }
     table
 }
@@ -201,25 +199,24 @@ pub(crate) fn times(source: &Source<'_>) -> Vec<Bar> {
     .collect()
 }
 
-/// Returns the largest memory so far after each step that raised it.
+/// Returns the largest memory during each stage.
 pub(crate) fn memory(source: &Source<'_>) -> Vec<Bar> {
     let history = source.history;
-    let evaluated = |shot: u32| history.evaluations.get(&shot).map(|e| e.peak_memory);
     let mut steps: Vec<(String, u64)> = Vec::new();
+    let evaluated = |shot: u32| history.evaluations.get(&shot).map(|e| e.peak_memory);
     steps.extend(evaluated(0).map(|bytes| ("dense model evaluated".to_owned(), bytes)));
     for (shot, known) in &history.shots {
-        let swept = known.shards.values().map(|s| s.peak_memory).max();
-        steps.extend(swept.map(|bytes| (format!("shot {shot}: calibrated"), bytes)));
-        let corrected = known.corrected.as_ref().map(|c| c.peak_memory);
-        steps.extend(corrected.map(|bytes| (format!("shot {shot}: corrected"), bytes)));
-        steps.extend(evaluated(*shot).map(|bytes| (format!("shot {shot}: evaluated"), bytes)));
+        let stages = [
+            ("calibrate", known.shards.values().map(|s| s.peak_memory).max()),
+            ("score", known.scored.values().map(|b| b.peak_memory).max()),
+            ("update", known.updated.values().map(|b| b.peak_memory).max()),
+            ("correct", known.corrected.as_ref().map(|c| c.peak_memory)),
+            ("evaluate", evaluated(*shot)),
+            ("materialise", history.materialised.get(shot).map(|m| m.peak_memory)),
+        ];
+        let told = stages.into_iter().filter_map(|(name, bytes)| Some((format!("shot {shot}: {name}"), bytes?)));
+        steps.extend(told.filter(|(_, bytes)| *bytes > 0)); // earlier programs did not measure all of them
     }
-    let mut highest = 0;
-    steps.retain(|(_, bytes)| {
-        let rose = *bytes as f64 > RISE * highest as f64;
-        highest = highest.max(*bytes);
-        rose
-    });
     let most = steps.iter().map(|s| s.1).max().unwrap_or(1).max(1) as f64;
     let bar = |(name, bytes): (String, u64)| Bar {
         name,

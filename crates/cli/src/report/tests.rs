@@ -136,6 +136,7 @@ fn journal() -> Vec<Event> {
             layers: (0..BLOCKS).map(state).collect(),
             predicted: vec![0.05; 3],
             seconds: 1.25,
+            peak_memory: 1 << 30,
         }),
         Event::ShotCommitted {
             shot: 1,
@@ -152,6 +153,7 @@ fn journal() -> Vec<Event> {
             bytes: 5300,
             logit_difference: 3e-6,
             seconds: 2.0,
+            peak_memory: 1 << 30,
         }),
         Event::Succeeded,
     ]

@@ -58,8 +58,10 @@ impl Summary {
         if let (Some(b), Some(a)) = (self.tokens_per_second_before, self.tokens_per_second_after) {
             table.row(ratio_row("tokens per second", b, a, 0));
         }
-        let before = self.peak_memory_before.map_or_else(|| "-".to_owned(), format_bytes);
-        table.row(["peak memory so far".to_owned(), before, format_bytes(self.peak_memory), String::new()]);
+        if let (Some(b), Some(a)) = (self.peak_memory_before, self.peak_memory_after) {
+            table.row(["peak memory, evaluating", &format_bytes(b), &format_bytes(a), &percent(a, b)]);
+        }
+        table.row(["peak memory of the run", "", &format_bytes(self.peak_memory), ""]);
         table
     }
 

@@ -89,7 +89,7 @@ fn journal() -> Vec<Event> {
             factor_bytes: 2048,
             peak_memory: 3 << 30,
         }),
-        Event::BlockScored(BlockScored { shot: 1, block: 0, scores: object, seconds: 2.5 }),
+        Event::BlockScored(BlockScored { shot: 1, block: 0, scores: object, seconds: 2.5, peak_memory: 2 << 30 }),
         Event::CutChosen(CutChosen {
             shot: 1,
             cuts: vec![],
@@ -103,7 +103,14 @@ fn journal() -> Vec<Event> {
             layers: vec![layer.clone()],
             curve: None,
         }),
-        Event::BlockUpdated(BlockUpdated { shot: 1, block: 0, layers: vec![], predicted: vec![], seconds: 1.25 }),
+        Event::BlockUpdated(BlockUpdated {
+            shot: 1,
+            block: 0,
+            layers: vec![],
+            predicted: vec![],
+            seconds: 1.25,
+            peak_memory: 2 << 30,
+        }),
         Event::ShotCommitted {
             shot: 1,
             checkpoint: "c".into(),
@@ -119,6 +126,7 @@ fn journal() -> Vec<Event> {
             bytes: 5300,
             logit_difference: 3e-6,
             seconds: 2.0,
+            peak_memory: 1 << 30,
         }),
         Event::Succeeded,
     ]
@@ -143,7 +151,8 @@ fn the_page_has_every_figure_with_its_protocol() {
         "prunable weights         1,000      800   80.0 %",
         "held-out perplexity     20.000   25.000  × 1.250",
         "tokens per second        2,000    2,000  × 1.000",
-        "peak memory so far     1.0 GiB  3.0 GiB",
+        "peak memory, evaluating  1.0 GiB  1.0 GiB  100.0 %",
+        "peak memory of the run            3.0 GiB",
         "perplexity on data dddddddddddd, tokenizer tttttttttttt, seqlen 8, 12 of 87 segments, BOS yes, f32",
         "calibrate       10.0 s  2.0 KiB of factors",
         "    backward    4.00 s",

@@ -7,7 +7,7 @@ use proto::v1;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -111,6 +111,12 @@ impl Lease {
     pub async fn report(&self, result: Result<v1::complete_task_request::Result, TaskFailure>, took: Duration) {
         let reported = match result {
             Ok(result) => self.complete(result, took.as_secs_f64()).await,
+            Err(TaskFailure { class: Some(_), reason, message }) if is_device_lost(&message) => {
+                tracing::error!(task = self.task_id(), error = message, "the device needs a new process");
+                let reported = self.fail(v1::FailureClass::Unavailable, reason, message.clone()).await;
+                self.shared.leases.lose_device(message);
+                reported
+            }
             Err(TaskFailure { class: Some(class), reason, message }) => {
                 tracing::warn!(task = self.task_id(), error = message, "task failed");
                 self.fail(class, reason, message).await
@@ -181,15 +187,40 @@ fn is_lost(status: &Status) -> bool {
         || matches!(reason, Some(Reason::TaskUnknown | Reason::WorkerUnknown | Reason::GenerationStale))
 }
 
+/// Says whether a failure has left the device unusable for this process: CUDA answers every later call with the same error.
+fn is_device_lost(message: &str) -> bool {
+    message.contains("CUDA error") && !message.contains("out of memory")
+}
+
 /// The tasks that this worker holds; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Leases {
     held: Arc<Mutex<BTreeMap<String, Lease>>>,
     /// Whether progress was made since the last heartbeat.
     changed: Arc<AtomicBool>,
+    /// Fires when the worker is to stop.
+    stop: CancellationToken,
+    /// What the device said when it was lost.
+    lost_device: Arc<OnceLock<String>>,
 }
 
 impl Leases {
+    /// Returns none yet, of a worker that stops when `stop` fires.
+    pub(super) fn new(stop: CancellationToken) -> Self {
+        Self { stop, ..Self::default() }
+    }
+
+    /// Stops the worker: its device computes no more in this process.
+    fn lose_device(&self, message: String) {
+        let _first = self.lost_device.set(message);
+        self.stop.cancel();
+    }
+
+    /// Returns what the device said when it was lost, if it was.
+    pub(super) fn lost_device(&self) -> Option<String> {
+        self.lost_device.get().cloned()
+    }
+
     /// Takes a task over.
     pub(super) fn add(&self, client: &Client, task: v1::Task, shutdown: &CancellationToken) -> Leased {
         let shared = Shared {
@@ -263,4 +294,24 @@ impl Leases {
 /// Locks; what a panicking thread left behind here is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_lost_by_errors_that_stay_and_not_by_a_want_of_memory() {
+        for lost in [
+            "sweep: CUDA error: device-side assert triggered",
+            "CUDA error: an illegal memory access was encountered",
+            "CUDA error: unspecified launch failure",
+        ] {
+            assert!(is_device_lost(lost), "{lost}");
+        }
+        for usual in ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory", "loss is not finite"]
+        {
+            assert!(!is_device_lost(usual), "{usual}");
+        }
+    }
 }
