@@ -135,14 +135,14 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         Work::Score(w) if masked => {
             let scores =
                 Some(keep("scores", (w.round, w.block), serde_json::to_vec(&histograms(w.block, None)).unwrap()).await);
-            TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
+            TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1, peak_memory_bytes: 1 << 20 })
         }
         Work::Score(w) => {
             let before = checkpoint(&w.checkpoint).await;
             let paths: Vec<RemovalPath> =
                 model().blocks[w.block as usize].groups.iter().map(|g| path(g, &before, w.block)).collect();
             let scores = Some(keep("scores", (w.round, w.block), serde_json::to_vec(&paths).unwrap()).await);
-            TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1 })
+            TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1, peak_memory_bytes: 1 << 20 })
         }
         Work::Refine(w) => {
             let histograms = histograms(w.block, Some(w.digit as u16));
@@ -159,7 +159,12 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
                 weights: None,
             };
             let layers: Vec<v1::LayerState> = w.cuts.iter().map(|cut| state(cut).into()).collect();
-            TaskResult::Update(v1::UpdateResult { predicted: vec![0.5; layers.len()], layers, compute_seconds: 0.1 })
+            TaskResult::Update(v1::UpdateResult {
+                predicted: vec![0.5; layers.len()],
+                layers,
+                compute_seconds: 0.1,
+                peak_memory_bytes: 1 << 20,
+            })
         }
         Work::Update(w) => {
             let before = checkpoint(&w.checkpoint).await;
@@ -192,12 +197,18 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
             })
         }
         Work::Evaluate(w) => TaskResult::Evaluate(evaluated(&checkpoint(&w.checkpoint).await)),
-        Work::Materialise(w) => TaskResult::Materialise(v1::MaterialiseResult {
-            output: "o".into(),
-            blake3: blake3::hash(w.report_json.as_bytes()).to_hex().to_string(),
-            bytes: 1,
-            logit_difference: 0.0,
-        }),
+        Work::Materialise(w) => TaskResult::Materialise(written(&w.report_json)),
+    }
+}
+
+/// Returns what a surgeon says of a folder with this report.
+fn written(report_json: &str) -> v1::MaterialiseResult {
+    v1::MaterialiseResult {
+        output: "o".into(),
+        blake3: blake3::hash(report_json.as_bytes()).to_hex().to_string(),
+        bytes: 1,
+        logit_difference: 0.0,
+        peak_memory_bytes: 1 << 20,
     }
 }
 

@@ -935,7 +935,7 @@ class CalibrateResult(_message.Message):
     factor_bytes: _builtins.int
     """Bytes of factors handed over."""
     peak_memory_bytes: _builtins.int
-    """Largest resident memory of the process so far."""
+    """Largest resident memory of the process during the task, as in the other results."""
     def __init__(
         self,
         *,
@@ -1014,8 +1014,10 @@ class ScoreResult(_message.Message):
 
     SCORES_FIELD_NUMBER: _builtins.int
     COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     compute_seconds: _builtins.float
     """Seconds spent computing, without waiting for factors."""
+    peak_memory_bytes: _builtins.int
     @_builtins.property
     def scores(self) -> Global___ObjectRef:
         """Where the paths, or the histograms of first digits, lie in the store."""
@@ -1025,10 +1027,11 @@ class ScoreResult(_message.Message):
         *,
         scores: Global___ObjectRef | None = ...,
         compute_seconds: _builtins.float = ...,
+        peak_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "peak_memory_bytes", b"peak_memory_bytes", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1043,7 +1046,9 @@ class UpdateResult(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     PREDICTED_FIELD_NUMBER: _builtins.int
     COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     compute_seconds: _builtins.float
+    peak_memory_bytes: _builtins.int
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerState]: ...
     @_builtins.property
@@ -1056,10 +1061,11 @@ class UpdateResult(_message.Message):
         layers: _abc.Iterable[Global___LayerState] | None = ...,
         predicted: _abc.Iterable[_builtins.float] | None = ...,
         compute_seconds: _builtins.float = ...,
+        peak_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "layers", b"layers", "predicted", b"predicted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "layers", b"layers", "peak_memory_bytes", b"peak_memory_bytes", "predicted", b"predicted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1152,6 +1158,7 @@ class MaterialiseResult(_message.Message):
     BLAKE3_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     LOGIT_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """The folder."""
     blake3: _builtins.str
@@ -1159,6 +1166,7 @@ class MaterialiseResult(_message.Message):
     bytes: _builtins.int
     logit_difference: _builtins.float
     """Largest absolute difference between logits before writing and after reading back."""
+    peak_memory_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -1166,10 +1174,11 @@ class MaterialiseResult(_message.Message):
         blake3: _builtins.str = ...,
         bytes: _builtins.int = ...,
         logit_difference: _builtins.float = ...,
+        peak_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "bytes", b"bytes", "logit_difference", b"logit_difference", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "bytes", b"bytes", "logit_difference", b"logit_difference", "output", b"output", "peak_memory_bytes", b"peak_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
