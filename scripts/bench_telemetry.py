@@ -52,7 +52,7 @@ def measure(options, work, endpoint):
             log = open(work / f"{name}.log", "w")
             services.append(subprocess.Popen([str(word) for word in command], env=variables, stderr=log))
         client = [options.programs / "llm-surgeon", "submit", options.model, "--coordinator", coordinator, "--data", options.text]
-        client += ["--samples", options.samples, "--seq-len", options.seq_len, "--shots", options.shots, "--multiple-of", 1]
+        client += ["--samples", options.samples, "--seq-len", options.seq_len, "--shots", options.shots, "--multiple-of", 1, "--shot-data", "same"]
         client += ["--target-size", 0.8, "--out", work / "out", "--follow", "--quiet"]
         time.sleep(1)
         subprocess.run([str(word) for word in client], check=True, stdout=subprocess.DEVNULL)
@@ -71,9 +71,9 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=160)
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--shots", type=int, default=2)
+    parser.add_argument("--shots", type=int, default=6)
     options = parser.parse_args()
     port, http, dead = free_port(), free_port(), free_port()
     silent = socket.create_server(("127.0.0.1", 0), backlog=128)  # takes connections, never reads or answers
