@@ -32,8 +32,8 @@ a GPU no figure has been measured yet.
 The store holds of each block one sum of the shards so far, and shards that came before their turn: at worst one shard's factors
 for each GPU, little more than one shard's in all while the GPUs keep pace.
 
-"*lacks*": weights, activations and one block's factors do not fit one device. Weights streamed from host memory, layer by layer,
-would mend that; they are not there yet.
+"*lacks*": all weights, activations and one block's factors together do not fit one device. `calibrator --weights stream` has one block's
+weights there at a time; these tables are without it.
 """
 
 
