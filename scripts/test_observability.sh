@@ -61,7 +61,7 @@ for _ in $(seq 100); do
   sleep 0.2
 done
 "$programs/llm-surgeon" submit --coordinator "http://127.0.0.1:$coordinator" "$cache/models/glassllm-en" --follow --quiet \
-  --data "$root/testdata/text/calibration" --eval-data "$root/testdata/text/heldout" --seq-len 128 --samples 48 --eval-samples 48 \
+  --data "$root/testdata/text/calibration" --eval-data "$root/testdata/text/heldout" --seq-len 128 --samples 160 --shot-data same --eval-samples 48 \
   --multiple-of 1 --shape per-layer --target-size 0.8 --shots 12 --out "$work/pruned" >"$work/run.log" 2>&1 &
 run=$!
 # What is told of a run is told while it is under way: the last page on which that is counts.

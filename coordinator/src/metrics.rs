@@ -227,10 +227,11 @@ fn shots(run: &Run) -> Points {
 
 fn progress(run: &Run) -> Points {
     let share = run.history(|h| {
-        let shot = h.shots.get(&(h.shots_done() + 1))?;
-        Some(share_done(run.spec(), h, shot))
+        let shot = h.shots.values().next_back()?;
+        // One that is committed is the present one until the next is opened.
+        if shot.committed.is_some() { Some(1.0) } else { share_done(run.spec(), h, shot) }
     });
-    share.flatten().map(|share| (share, Vec::new())).into_iter().collect()
+    share.map(|share| (share, Vec::new())).into_iter().collect()
 }
 
 /// Returns the share of a shot's tasks that are in the journal.
