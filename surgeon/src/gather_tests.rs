@@ -461,7 +461,6 @@ async fn other_calibrators_are_streamed_from_as_ever() {
     world.neighbour("a", &beside);
     let other = world.calibrator("b", vec![whole(1, 6)]);
     world.gather(2, &[6]).await.unwrap();
-    assert_eq!(world.stored(0, 6).await.unwrap(), file(0, 6));
-    assert_eq!(world.stored(1, 6).await.unwrap(), file(1, 6));
+    world.assert_merged(0, [0, 1], 6).await;
     assert_eq!(*other.released.lock().unwrap(), [(6, 1)]);
 }
