@@ -6,7 +6,8 @@ use proto::InvalidMessage;
 use proto::v1::FailureClass;
 use service::checkpoint::CheckpointError;
 use service::program::{Exit, Failure};
-use service::{ComputeError, Reason, StoreError, TaskFailure, WorkerError, status};
+use service::{ComputeError, PlaceError, Reason, StoreError, TaskFailure, WorkerError, status};
+use std::io::ErrorKind;
 use std::time::Duration;
 use tonic::Status;
 use types::{Generation, RunId};
@@ -29,6 +30,9 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Where model, text or output lie.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The pruned weights to calibrate.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -161,6 +165,7 @@ impl Error {
             Self::Message(_) | Self::ResumeBehindEnd { .. } => (Some(C::InvalidInput), R::MessageInvalid),
             Self::Model(error) => of_model(error),
             Self::Curvature(error) => of_curvature(error),
+            Self::Place(error) => (Some(error.class()), error.reason()),
             Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => {
                 (Some(error.class()), error.reason())
             }
@@ -194,6 +199,7 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
         return (Some(C::Store), R::StoreFull);
     }
     match error {
+        E::Remote { source, .. } => of_remote(source.kind()),
         E::Io { .. }
         | E::NotAModel { .. }
         | E::Config { .. }
@@ -213,6 +219,15 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
             (Some(C::Internal), R::Internal)
         }
         E::Stopped => (None, R::ShuttingDown),
+    }
+}
+
+/// Returns what becomes of a tensor file elsewhere that could not be read.
+fn of_remote(kind: ErrorKind) -> (Option<FailureClass>, Reason) {
+    match kind {
+        ErrorKind::NotFound => (Some(FailureClass::InvalidInput), Reason::ModelInvalid),
+        ErrorKind::InvalidData => (Some(FailureClass::Numerical), Reason::DigestMismatch), // another file by now
+        _ => (Some(FailureClass::Store), Reason::StoreUnavailable),
     }
 }
 

@@ -84,7 +84,7 @@ where
 
     let stop = shutdown.token().child_token();
     metrics::watch(&shelf, device);
-    let session = Arc::new(Mutex::new(Session::new(device, weights)));
+    let session = Arc::new(Mutex::new(Session::new(device, weights).reaching(place.places.telling(beat.clone()))));
     let standalone = match place.coordinator {
         Some(_) => None,
         None => Some(Standalone::new(compute.clone(), Arc::clone(&session), Arc::clone(&shelf), stop.clone())),

@@ -7,10 +7,12 @@ use model::tokens::{
     DataOptions, Documents, Draw, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
 };
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, Weights, device};
+use service::Places;
 use service::checkpoint::LayerBytes;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use tch::Device;
-use types::{DataDescription, ModelDescription, RunId, RunSpec, ShotData};
+use types::{DataDescription, LayerState, ModelDescription, RemoteObjects, RunId, RunSpec, ShotData};
 
 /// Samples on which a correction must lower the loss.
 const CHECK_SAMPLES: usize = 16;
@@ -24,11 +26,21 @@ pub(crate) struct DecoderKey {
     pub(crate) checkpoint: Option<String>,
 }
 
+/// What differs from the base model in a checkpoint, on its way to the session.
+#[derive(Debug)]
+pub(crate) enum Changed {
+    /// All of it; nothing for the base model, or for a session that holds the decoder already.
+    Here(Vec<LayerBytes>),
+    /// Its weights stay where they are until a block is read.
+    InStore(Vec<LayerState>, Arc<dyn RemoteObjects>),
+}
+
 /// State of the compute thread.
 #[derive(Debug)]
 pub(crate) struct Session {
     device: Device,
     weights: Weights,
+    places: Places,
     decoder: Option<(DecoderKey, Decoder)>,
     data: Option<(RunId, Data)>,
 }
@@ -65,9 +77,19 @@ pub(crate) struct Prepared {
 }
 
 impl Session {
-    /// Returns an empty session.
+    /// Returns an empty session that reads paths of this host.
     pub(crate) fn new(device: Device, weights: Weights) -> Self {
-        Self { device, weights, decoder: None, data: None }
+        Self { device, weights, places: Places::paths_only(), decoder: None, data: None }
+    }
+
+    /// Returns the session with these places for models, text and outputs.
+    pub(crate) fn reaching(self, places: Places) -> Self {
+        Self { places, ..self }
+    }
+
+    /// Opens a run's model.
+    pub(crate) fn folder(&self, spec: &RunSpec) -> Result<ModelFolder, Error> {
+        Ok(ModelFolder::open_at(self.places.model(&spec.model)?)?)
     }
 
     /// Returns a session that has its data already.
@@ -78,13 +100,12 @@ impl Session {
 
     /// Checks everything that can be known before the work begins; returns what model and data are.
     pub(crate) fn prepare(&mut self, run: &RunId, spec: &RunSpec, output: Output) -> Result<Prepared, Error> {
-        let outputs = spec.waypoints.iter().map(|w| spec.output_at(*w)).chain([spec.output.clone()]);
-        if let Some(path) = outputs.map(PathBuf::from).find(|path| path.symlink_metadata().is_ok())
-            && output == Output::New
-        {
-            return Err(ModelError::OutputExists { path }.into());
+        for address in spec.waypoints.iter().map(|w| spec.output_at(*w)).chain([spec.output.clone()]) {
+            if self.places.is_occupied(&address)? && output == Output::New {
+                return Err(ModelError::OutputExists { path: PathBuf::from(address) }.into());
+            }
         }
-        let folder = ModelFolder::open(Path::new(&spec.model))?;
+        let folder = self.folder(spec)?;
         folder.config().check_length(spec.seq_len as i64)?;
         model::export::check_writable(&folder, spec)?;
         let data = self.data(run, spec)?;
@@ -99,20 +120,25 @@ impl Session {
         self.decoder.as_ref().is_some_and(|(held, _)| held == key)
     }
 
-    /// Returns the decoder of these weights, and the data; `changed` are the layers that differ from the base model, only
-    /// looked at when the decoder is not here.
+    /// Returns whether blocks are read one at a time, and what is laid over them as well.
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.weights == Weights::Stream
+    }
+
+    /// Returns the decoder of these weights, and the data; `changed` is only looked at when the decoder is not here.
     pub(crate) fn load(
         &mut self,
         key: &DecoderKey,
         spec: &RunSpec,
-        changed: Vec<LayerBytes>,
+        changed: Changed,
     ) -> Result<(&Decoder, &Data), Error> {
         if !self.holds(key) {
             self.decoder = None;
-            let folder = ModelFolder::open(Path::new(&spec.model))?;
-            // What is laid over a streamed model waits in host memory, too.
-            let place = if self.weights == Weights::Stream { Device::Cpu } else { self.device };
-            let overlay = overlay(changed, place)?;
+            let folder = self.folder(spec)?;
+            let overlay = match changed {
+                Changed::Here(layers) => overlay(layers, self.device)?,
+                Changed::InStore(states, source) => Overlay::later(states, source),
+            };
             let decoder = Decoder::open(folder, overlay, self.weights, (device::kind(spec.dtype), self.device))?;
             self.decoder = Some((key.clone(), decoder));
         }
@@ -126,7 +152,7 @@ impl Session {
     fn data(&mut self, run: &RunId, spec: &RunSpec) -> Result<&Data, Error> {
         if self.data.as_ref().is_none_or(|(held, _)| held != run) {
             self.data = None;
-            let data = Data::read(spec)?;
+            let data = Data::read(spec, &self.places)?;
             return Ok(&self.data.insert((run.clone(), data)).1);
         }
         match &self.data {
@@ -137,9 +163,9 @@ impl Session {
 }
 
 impl Data {
-    fn read(spec: &RunSpec) -> Result<Self, Error> {
-        let tokenizer = Tokenizer::open(Path::new(&spec.model))?;
-        let documents = documents(&spec.data, spec, &tokenizer)?;
+    fn read(spec: &RunSpec, places: &Places) -> Result<Self, Error> {
+        let tokenizer = Tokenizer::open(&places.model(&spec.model)?.folder)?;
+        let documents = documents(places.text(&spec.data)?, spec, &tokenizer)?;
         let sets = match spec.shot_data {
             ShotData::New => spec.shots,
             ShotData::Same => 1,
@@ -156,7 +182,7 @@ impl Data {
         let held_out = if spec.eval_data.is_empty() {
             None
         } else {
-            let held_out = self::documents(&spec.eval_data, spec, &tokenizer)?;
+            let held_out = self::documents(places.text(&spec.eval_data)?, spec, &tokenizer)?;
             let mut segments = segments(&held_out, &tokenizer, spec.seq_len, spec.eval_samples)?;
             segments.description.overlap = overlap(&documents, &held_out);
             Some(segments)
@@ -182,8 +208,8 @@ fn take_check(samples: &mut Samples) -> Result<Vec<Vec<i64>>, ModelError> {
     Ok(check)
 }
 
-fn documents(paths: &[String], spec: &RunSpec, tokenizer: &Tokenizer) -> Result<Documents, ModelError> {
-    let options = DataOptions { paths: paths.to_vec(), text_column: spec.text_column.clone() };
+fn documents(paths: Vec<String>, spec: &RunSpec, tokenizer: &Tokenizer) -> Result<Documents, ModelError> {
+    let options = DataOptions { paths, text_column: spec.text_column.clone() };
     read_documents(&options, tokenizer)
 }
 
@@ -191,5 +217,5 @@ fn documents(paths: &[String], spec: &RunSpec, tokenizer: &Tokenizer) -> Result<
 fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
     let read =
         |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
-    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
+    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()?, later: None })
 }

@@ -5,18 +5,16 @@
 
 use crate::error::Error;
 use crate::job::Calibrate;
-use crate::session::{DecoderKey, Session};
+use crate::session::{Changed, DecoderKey, Session};
 use crate::shelf::Shelf;
 use crate::sweep::{Control, Stored, sweep};
 use crate::worker::calibrate_result;
 use futures::{Stream, StreamExt};
-use model::ModelFolder;
 use proto::convert::{Fields, spec_without_end};
 use proto::v1;
 use proto::v1::calibrate_response::Part;
 use service::memory::PeakMeter;
 use service::{ComputeHandle, SweepKey};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,10 +78,10 @@ impl Standalone {
         let session = Arc::clone(&self.session);
         let loaded = self.compute.run(move || {
             let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
-            let folder = ModelFolder::open(Path::new(&spec.model))?;
+            let folder = session.folder(&spec)?;
             let model = model::units::describe_for(&folder, &spec)?;
             let key = DecoderKey { run, checkpoint: None };
-            let (_, data) = session.load(&key, &spec, Vec::new())?;
+            let (_, data) = session.load(&key, &spec, Changed::Here(Vec::new()))?;
             Ok::<_, Error>((model, data.samples.description.clone()))
         });
         let (model, data) = loaded.await??;
@@ -133,8 +131,11 @@ impl Standalone {
             0 => left,
             asked => asked,
         };
-        let model = spec.model.clone();
-        let blocks = self.compute.run(move || Ok::<_, Error>(ModelFolder::open(Path::new(&model))?.config().blocks));
+        let (session, of) = (Arc::clone(&self.session), spec.clone());
+        let blocks = self.compute.run(move || {
+            let session = session.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok::<_, Error>(session.folder(&of)?.config().blocks)
+        });
         let blocks = blocks.await?? as u32;
         let mut wanted = if request.blocks.is_empty() { (0..blocks).collect() } else { request.blocks };
         wanted.sort_unstable();
@@ -183,7 +184,7 @@ impl Standalone {
                     let _ = tell.try_send(Ok(v1::CalibrateResponse { part })); // a caller who does not read misses some
                 };
                 let (_, weighers) = mpsc::channel(1);
-                let stored = Stored { changed: Vec::new(), weighers };
+                let stored = Stored { changed: Changed::Here(Vec::new()), weighers };
                 let mut control = Control { progress: &mut progress, cancelled: &cancelled };
                 let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
                 sweep(&mut session, &shelf, &key, (&spec, &task, stored), &mut control)

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::job::Calibrate;
-use crate::session::{DecoderKey, Session};
+use crate::session::{Changed, DecoderKey, Session};
 use crate::shelf::Shelf;
 use crate::sums::{Pass, Sums, Weighed};
 use bytes::Bytes;
@@ -10,7 +10,6 @@ use curvature::BlockFactors;
 use model::sweep::{Observer, ObserverError, SweepOptions, SweepResult};
 use model::{Decoder, tensor_file};
 use service::SweepKey;
-use service::checkpoint::LayerBytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -25,7 +24,7 @@ const HEAD_BYTES: i64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Stored {
     /// The layers that differ from the base model.
-    pub(crate) changed: Vec<LayerBytes>,
+    pub(crate) changed: Changed,
     /// What weighs tokens, by block, from the last to the first; for later passes only.
     pub(crate) weighers: Receiver<(u32, Bytes)>,
 }

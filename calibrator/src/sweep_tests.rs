@@ -65,7 +65,7 @@ fn stored(weighers: Vec<(u32, Bytes)>) -> Stored {
     for of_block in weighers {
         sender.try_send(of_block).unwrap();
     }
-    Stored { changed: vec![], weighers: receiver }
+    Stored { changed: Changed::Here(vec![]), weighers: receiver }
 }
 
 /// What was taken from the shelf: block, tokens, names of factors, the file.
@@ -194,7 +194,7 @@ fn a_later_pass_sums_up_each_token_by_the_weight_of_its_other_side() {
     let mut seen = Seen::default();
     let mut session = session();
     let key = DecoderKey { run: key().run, checkpoint: None };
-    let (decoder, data) = session.load(&key, &spec, vec![]).unwrap();
+    let (decoder, data) = session.load(&key, &spec, Changed::Here(vec![])).unwrap();
     let options = options(&spec, &task, decoder);
     let samples = &data.samples.ids[1..4];
     model::sweep::run(decoder, samples, &options, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap();
@@ -238,7 +238,8 @@ fn the_diagonal_takes_inputs_and_gradients_of_the_same_tokens() {
     let (spec, task) = (spec(Curvature::Diagonal, Structure::RowColumn), task(&[1]));
     let mut seen = Seen::default();
     let mut session = session();
-    let (decoder, data) = session.load(&DecoderKey { run: key().run, checkpoint: None }, &spec, vec![]).unwrap();
+    let (decoder, data) =
+        session.load(&DecoderKey { run: key().run, checkpoint: None }, &spec, Changed::Here(vec![])).unwrap();
     let options = options(&spec, &task, decoder);
     let samples = &data.samples.ids[1..4];
     model::sweep::run(decoder, samples, &options, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap();

@@ -6,19 +6,17 @@ use crate::correct::{LearnsFrom, correct};
 use crate::error::Error;
 use crate::job::{Calibrate, Job, Work};
 use crate::metrics;
-use crate::session::{DecoderKey, Output, Session};
+use crate::session::{Changed, DecoderKey, Output, Session};
 use crate::shelf::Shelf;
 use crate::sweep::{Control, Stored, Swept, sweep};
 use bytes::Bytes;
-use model::ModelFolder;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
-use service::checkpoint::{self, LayerBytes};
+use service::checkpoint::{self, StoredObjects};
 use service::keys;
 use service::memory::PeakMeter;
 use service::{ComputeHandle, Lease, Leased, Store, SweepKey, TaskHandler};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -134,11 +132,11 @@ impl Handler {
         let changed = self.changed(key.clone()).await?;
         let corrected = self
             .with_control(lease, move |session, control| {
-                let folder = ModelFolder::open(Path::new(&spec.model))?;
-                let model = model::units::describe_for(&folder, &spec)?;
+                let folder = session.folder(&spec)?;
+                let blocks = model::units::blocks_for(&folder, &spec);
                 let loaded = session.load(&key, &spec, changed)?;
                 let mut progress = |done, total| control.step(done, total);
-                correct((&folder, &model.blocks), loaded, &states, (&spec, &learns_from), &mut progress)
+                correct((&folder, &blocks), loaded, &states, (&spec, &learns_from), &mut progress)
             })
             .await?;
         let mut layers = Vec::with_capacity(corrected.layers.len());
@@ -192,14 +190,19 @@ impl Handler {
         .await
     }
 
-    /// Returns the bytes of the layers that differ from the base model, or none when the decoder is loaded already.
-    async fn changed(&self, key: DecoderKey) -> Result<Vec<LayerBytes>, Error> {
+    /// Returns the layers that differ from the base model, or none when the decoder is loaded already.
+    async fn changed(&self, key: DecoderKey) -> Result<Changed, Error> {
         let manifest = key.checkpoint.clone();
-        if self.with_session(move |session| Ok(session.holds(&key))).await? {
-            return Ok(Vec::new());
+        let asked = self.with_session(move |session| Ok((session.holds(&key), session.is_streaming())));
+        let (held, streaming) = asked.await?;
+        if held {
+            return Ok(Changed::Here(Vec::new()));
         }
-        let checkpoint = checkpoint::manifest(&self.store, manifest.as_deref()).await?;
-        Ok(checkpoint::layers(&self.store, checkpoint.layers).await?)
+        let layers = checkpoint::manifest(&self.store, manifest.as_deref()).await?.layers;
+        if streaming {
+            return Ok(Changed::InStore(layers, Arc::new(StoredObjects::new(self.store.clone()))));
+        }
+        Ok(Changed::Here(checkpoint::layers(&self.store, layers).await?))
     }
 
     /// Fetches what weighs the tokens of each block in a later pass, a block ahead of the sweep; returns only when the store

@@ -19,18 +19,20 @@ use curved::Curved;
 use model::{LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
 use pruning::{LayerProblem, Updated};
 use service::checkpoint::LayerBytes;
+use service::{OutputPlace, Places};
 use site::Site;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use types::{
     AttentionUnit, BlockDescription, CostHistogram, Curvature, ElementCut, LayerCut, LayerDescription, LayerId,
-    LayerState, ModelDescription, RemovalPath, RunSpec, Structure, Unit, UnitGroup,
+    LayerState, RemovalPath, RunSpec, Structure, Unit, UnitGroup,
 };
 
 /// State of the compute thread.
 #[derive(Debug)]
 pub(crate) struct Bench {
     device: Device,
+    places: Places,
     opened: Option<Opened>,
     /// By pass: the plain factors, then what each half-step of a power iteration summed up.
     sums: Vec<BlockFactors>,
@@ -41,7 +43,7 @@ pub(crate) struct Bench {
 struct Opened {
     key: (String, Structure, AttentionUnit, bool),
     folder: ModelFolder,
-    description: ModelDescription,
+    blocks: Vec<BlockDescription>,
 }
 
 /// One layer after the cut, its weights as bytes.
@@ -56,18 +58,28 @@ pub(crate) struct NewLayer {
 }
 
 impl Bench {
-    /// Returns an empty bench.
+    /// Returns an empty bench that reads paths of this host.
     pub(crate) fn new(device: Device) -> Self {
-        Self { device, opened: None, sums: Vec::new() }
+        Self { device, places: Places::paths_only(), opened: None, sums: Vec::new() }
+    }
+
+    /// Returns the bench with these places for models and outputs.
+    pub(crate) fn reaching(self, places: Places) -> Self {
+        Self { places, ..self }
+    }
+
+    /// Returns where an output is to be written.
+    pub(crate) fn output(&self, address: &str) -> Result<OutputPlace, Error> {
+        let place = self.places.output(address)?;
+        place.begin()?;
+        Ok(place)
     }
 
     /// Returns a block of the run's model; opens the model when another one lies here.
     pub(crate) fn describe(&mut self, spec: &RunSpec, block: u32) -> Result<BlockDescription, Error> {
-        let description = &self.open(spec)?.description;
-        let found = description.blocks.iter().find(|b| b.block == block);
-        found
-            .cloned()
-            .ok_or_else(|| Error::Bug(format!("block {block} is not one of the model's {}", description.blocks.len())))
+        let blocks = &self.open(spec)?.blocks;
+        let found = blocks.iter().find(|b| b.block == block);
+        found.cloned().ok_or_else(|| Error::Bug(format!("block {block} is not one of the model's {}", blocks.len())))
     }
 
     /// Forgets the factors of the block before.
@@ -237,9 +249,9 @@ impl Bench {
         let key = (spec.model.clone(), spec.structure, spec.attention_unit, spec.sub_blocks);
         if self.opened.as_ref().is_none_or(|o| o.key != key) {
             self.opened = None;
-            let folder = ModelFolder::open(spec.model.as_ref())?;
-            let description = model::units::describe_for(&folder, spec)?;
-            return Ok(self.opened.insert(Opened { key, folder, description }));
+            let folder = ModelFolder::open_at(self.places.model(&spec.model)?)?;
+            let blocks = model::units::blocks_for(&folder, spec);
+            return Ok(self.opened.insert(Opened { key, folder, blocks }));
         }
         self.opened.as_ref().ok_or_else(|| Error::Bug("the model was closed".into()))
     }
@@ -319,7 +331,7 @@ fn nothing_here() -> Error {
 pub(crate) fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
     let read =
         |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
-    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()? })
+    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()?, later: None })
 }
 
 /// Returns where the inputs of the units that are left now were among those that were left then; the bias goes along.

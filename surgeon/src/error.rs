@@ -8,7 +8,7 @@ use proto::v1::FailureClass;
 use pruning::PruningError;
 use service::checkpoint::CheckpointError;
 use service::program::{Exit, Failure};
-use service::{ComputeError, Reason, StoreError, TaskFailure, TransportError, WorkerError, status};
+use service::{ComputeError, PlaceError, Reason, StoreError, TaskFailure, TransportError, WorkerError, status};
 use tch::TchError;
 use tonic::Status;
 
@@ -33,6 +33,9 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Where model or output lie.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The pruned weights of the shot before.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -153,6 +156,7 @@ impl Error {
             | Self::Pruning(_)
             | Self::Store(_)
             | Self::Checkpoint(_)
+            | Self::Place(_)
             | Self::Damaged { .. }
             | Self::FactorsGone { .. }
             | Self::Upload(_)
@@ -179,6 +183,7 @@ impl Error {
             Self::Curvature(error) | Self::Pruning(PruningError::Factor(error)) => of_curvature(error),
             Self::Pruning(PruningError::NotFinite { .. }) => (Some(C::Numerical), R::NotFinite),
             Self::Pruning(PruningError::Unstable { .. }) => (Some(C::Numerical), R::NotPositiveDefinite),
+            Self::Place(error) => (Some(error.class()), error.reason()),
             Self::Store(error) | Self::Checkpoint(CheckpointError::Store(error)) => {
                 (Some(error.class()), error.reason())
             }
@@ -219,6 +224,7 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
         return (Some(C::Store), R::StoreFull);
     }
     match error {
+        E::Remote { source, .. } => of_remote(source.kind()),
         E::Io { action: "read" | "map", .. }
         | E::NotAModel { .. }
         | E::Config { .. }
@@ -238,6 +244,15 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
             (Some(C::Internal), R::Internal)
         }
         E::Stopped => (None, R::ShuttingDown),
+    }
+}
+
+/// Returns what becomes of a tensor file elsewhere that could not be read.
+fn of_remote(kind: std::io::ErrorKind) -> (Option<FailureClass>, Reason) {
+    match kind {
+        std::io::ErrorKind::NotFound => (Some(FailureClass::InvalidInput), Reason::ModelInvalid),
+        std::io::ErrorKind::InvalidData => (Some(FailureClass::Numerical), Reason::DigestMismatch), // another file by now
+        _ => (Some(FailureClass::Store), Reason::StoreUnavailable),
     }
 }
 

@@ -95,7 +95,7 @@ where
 
     let stop = shutdown.token().child_token();
     let board = Board::default();
-    let bench = Arc::new(Mutex::new(Bench::new(device)));
+    let bench = Arc::new(Mutex::new(Bench::new(device).reaching(place.places.telling(beat.clone()))));
     let blocks = Blocks { compute, bench, turn: Arc::default(), store: place.store.clone() };
     let budget = Budget::new(receive_bytes);
     metrics::watch(&budget, device);

@@ -20,7 +20,6 @@ use score::{BlockBatch, BlockTask, Then};
 use service::memory::PeakMeter;
 use service::{Lease, Leased, TaskHandler, checkpoint};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 use types::{LayerCut, Pattern, RunSpec, Shape, Target};
@@ -116,13 +115,14 @@ impl Handler {
         let peak = PeakMeter::start();
         let checkpoint = checkpoint::manifest(&self.blocks.store, manifest.as_deref()).await?;
         let changed = checkpoint::layers(&self.blocks.store, checkpoint.layers).await?;
-        let path = PathBuf::from(&output);
         let pattern = full_pattern(&spec, &output);
-        let written = self
+        let address = output.clone();
+        let (written, place) = self
             .blocks
             .on_bench(move |bench| {
                 // The written tensors are compared on the CPU, wherever the rest was computed.
                 let overlay = overlay(changed, tch::Device::Cpu)?;
+                let place = bench.output(&address)?;
                 let folder = bench.folder(&spec)?;
                 let options = WriteOptions {
                     breadth: match shape {
@@ -137,9 +137,11 @@ impl Handler {
                     shard_bytes: WriteOptions::SHARD_BYTES,
                 };
                 let ids = check_ids(folder.config().vocab, folder.config().max_positions);
-                Ok(export::write(folder, &overlay, options, &report_json, &path, &ids)?)
+                let written = export::write(folder, &overlay, options, &report_json, place.folder(), &ids)?;
+                Ok((written, place))
             })
             .await?;
+        place.publish().await?;
         tracing::info!(bytes = written.bytes, logit_difference = written.logit_difference, "model written");
         Ok(v1::MaterialiseResult {
             output,

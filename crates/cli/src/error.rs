@@ -259,6 +259,7 @@ fn model_exit(error: &ModelError) -> Exit {
         ModelError::Unsupported { .. } | ModelError::UnexpectedTensor { .. } | ModelError::Device(_) => Exit::Usage,
         ModelError::Io { action: "write" | "create" | "rename" | "sync", .. } => Exit::Io,
         ModelError::Io { .. }
+        | ModelError::Remote { .. }
         | ModelError::NotAModel { .. }
         | ModelError::Config { .. }
         | ModelError::TensorFile { .. }
@@ -311,7 +312,7 @@ fn signal_name(signal: Signal) -> &'static str {
 fn failed_exit(reason: Reason) -> Exit {
     match reason {
         Reason::MessageInvalid | Reason::SpecInvalid | Reason::TargetUnreachable => Exit::Usage,
-        Reason::ModelInvalid | Reason::DataInvalid | Reason::InputInvalid => Exit::Input,
+        Reason::ModelInvalid | Reason::DataInvalid | Reason::InputInvalid | Reason::AddressRefused => Exit::Input,
         Reason::OutputExists | Reason::OutputRefused => Exit::Output,
         Reason::StoreFull | Reason::StoreDenied | Reason::StoreUnavailable => Exit::Io,
         Reason::RunPaused | Reason::Fenced | Reason::PeerUnavailable | Reason::ShuttingDown | Reason::Busy => {

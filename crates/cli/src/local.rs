@@ -10,7 +10,7 @@ use service::retry::{CALL_TIMEOUT, within};
 use service::status::chain;
 use service::transport::MemoryIncoming;
 use service::worker::Place;
-use service::{Connector, Guard, MemoryNetwork, Neighbour, Peers, Retry, Shutdown, Store, Wire};
+use service::{Connector, Guard, MemoryNetwork, Neighbour, Peers, Places, Retry, Shutdown, Store, Wire};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -163,6 +163,7 @@ impl Local {
             admin: None,
             vitals: None,
             store: deployment.store.clone(),
+            places: Places::paths_only(),
             coordinator: Some(self.connector.channel(&endpoint(COORDINATOR))?),
             connector: self.connector.clone(),
             stuck_after: NEVER_STUCK,

@@ -16,6 +16,8 @@ pub struct Cluster {
     services: BTreeMap<String, Child>,
     store: String,
     variables: Vec<(String, String)>,
+    /// More flags of workers.
+    worker_flags: Vec<String>,
     /// Where others reach a service, if not where it listens.
     detours: BTreeMap<String, String>,
     /// Where callers of the public service reach the coordinator, if not where it listens.
@@ -30,6 +32,7 @@ impl Cluster {
             services: BTreeMap::new(),
             store: folder.join("store").display().to_string(),
             variables: Vec::new(),
+            worker_flags: Vec::new(),
             detours: BTreeMap::new(),
             callers: None,
         }
@@ -47,6 +50,13 @@ impl Cluster {
     #[must_use]
     pub fn with_variables(mut self, variables: &[(&str, &str)]) -> Self {
         self.variables.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
+    }
+
+    /// Returns it with more flags for its workers.
+    #[must_use]
+    pub fn with_worker_flags(mut self, flags: &[&str]) -> Self {
+        self.worker_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
@@ -114,7 +124,7 @@ impl Cluster {
         if program != "coordinator" {
             command.args(["--coordinator", &self.detoured("coordinator"), "--worker", name]);
             command.args(["--advertise", &self.detoured(name)]);
-            command.args(["--device", "cpu", "--threads", "1"]);
+            command.args(["--device", "cpu", "--threads", "1"]).args(&self.worker_flags);
         }
         command.env("RUST_BACKTRACE", "0").stdout(Stdio::null()).stderr(log);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}; is it built?"));

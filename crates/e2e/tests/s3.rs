@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use e2e::cluster::{Cluster, until};
-use e2e::{expect, folder_digest, prune, python_program};
+use e2e::{expect, folder_digest, glassllm, prune, python_program, root};
+use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -63,6 +64,21 @@ impl Moto {
         self.ask(&format!("print(sum('/journal/' in found['Key'] for found in {list}))")).trim().parse().unwrap()
     }
 
+    /// Puts the files of a folder below a prefix.
+    fn put_folder(&self, folder: &Path, prefix: &str) {
+        let walk = "import os; [s3.upload_file(os.path.join(d, f), B, P + os.path.relpath(os.path.join(d, f), R)) \
+                    for d, _, fs in os.walk(R, followlinks=True) for f in fs]";
+        self.ask(&format!("R='{}'; P='{prefix}/'; B='{BUCKET}'\n{walk}", folder.display()));
+    }
+
+    /// Copies what is below a prefix into a folder.
+    fn get_folder(&self, prefix: &str, folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        let list = format!("s3.list_objects_v2(Bucket='{BUCKET}', Prefix='{prefix}/')['Contents']");
+        let copy = format!("s3.download_file('{BUCKET}', f['Key'], R + f['Key'].rsplit('/', 1)[1])");
+        self.ask(&format!("R='{}/'\n[{copy} for f in {list}]", folder.display()));
+    }
+
     fn cluster(&self, folder: &Path, prefix: &str) -> Cluster {
         Cluster::new(folder).with_store(&format!("s3://{BUCKET}/{prefix}"), &self.variables())
     }
@@ -115,6 +131,62 @@ fn a_run_in_a_bucket_survives_the_loss_of_every_service_and_gives_the_same_bits(
     let run: serde_json::Value = serde_json::from_str(run.lines().next().unwrap()).unwrap();
     cluster.ask("delete", &[run["run"].as_str().unwrap()]);
     assert_eq!(moto.objects("one/two/runs/"), 0, "deleted is deleted in the bucket");
+}
+
+#[test]
+fn a_model_text_and_output_in_a_bucket_give_the_same_bits() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    expect(&mut prune(&output), 0);
+
+    let moto = Moto::start(temp.path());
+    moto.put_folder(&glassllm(), "models/glassllm-en");
+    moto.put_folder(&root().join("testdata/text"), "text");
+    for (weights, out) in [("resident", "out/one"), ("stream", "out/two")] {
+        let allow = format!("s3://{BUCKET}/models,s3://{BUCKET}/text,s3://{BUCKET}/out");
+        let mut cluster = moto.cluster(&temp.path().join(weights), weights);
+        cluster = cluster.with_worker_flags(&["--allow", &allow]).with_variables(&[("CALIBRATOR_WEIGHTS", weights)]);
+        cluster.start(2, 1);
+        cluster.wait_for_workers(3);
+        let submit = |model: &str, to: &str| {
+            let mut submit = cluster.client("submit");
+            submit.arg(format!("s3://{BUCKET}/{model}")).args(["--data", &format!("s3://{BUCKET}/text/calibration")]);
+            submit.args(["--eval-data", &format!("s3://{BUCKET}/text/heldout"), "--eval-samples", "8"]);
+            submit.args(["--seq-len", "128", "--samples", "24", "--multiple-of", "1"]).args(TWO_SHOTS);
+            submit.args(["--out", &format!("s3://{BUCKET}/{to}")]);
+            submit
+        };
+        let said = expect(&mut submit("elsewhere/model", "out/none"), 66);
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("--allow") && said.contains("elsewhere"), "{said}");
+        expect(&mut submit("models/glassllm-en", out), 0);
+        let found = temp.path().join(format!("found-{weights}"));
+        moto.get_folder(out, &found);
+        assert_eq!(numbers(&found), numbers(&output));
+        assert_eq!(model_files(&found), model_files(&output), "{weights}");
+        expect(&mut submit("models/glassllm-en", out), 0); // the same command finds its own run
+        let mut another = submit("models/glassllm-en", out);
+        let said = expect(another.args(["--seed", "7"]), 73);
+        assert!(String::from_utf8_lossy(&said.stderr).contains(out), "another run's output is refused");
+    }
+}
+
+/// Returns the content of all files of a written model, but of those that name places.
+fn model_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let named = entries.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path));
+    let models =
+        named.filter(|(name, _)| !["pruning_report.json", "README.md", "report.html"].contains(&name.as_str()));
+    models.map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
+}
+
+/// Returns what a report says of model, data, loss and shots.
+fn numbers(folder: &Path) -> Vec<serde_json::Value> {
+    let report = std::fs::read_to_string(folder.join("pruning_report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    ["model_digest", "data", "before", "after", "evaluation_before", "evaluation_after", "shots"]
+        .map(|k| report[k].clone())
+        .into()
 }
 
 #[test]

@@ -5,17 +5,18 @@
 mod locate;
 mod mapped;
 mod pytorch;
+mod remote;
+mod stored;
 
 use crate::family::{Expected, Names, Role};
 use crate::tensor_file::{TensorInfo, TensorSpec, bytes_of};
 use crate::{BlockLayers, ModelConfig, ModelError};
-use mapped::MappedFile;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
+use stored::{StoredFile, hash_file};
 use tch::{Device, Kind, Tensor};
-use types::{InvalidId, Sizes};
+use types::{InvalidId, ModelPlace, Sizes};
 
 /// Returns the tensors in the bytes of a `pytorch_model.bin`, on the CPU, one after the other; those of number formats that
 /// we do not compute in are left out. For fuzzing: models are read by [`ModelFolder`].
@@ -31,11 +32,11 @@ pub fn pytorch_tensors(bytes: &[u8]) -> Result<impl Iterator<Item = Result<(Stri
 /// A model folder that has everything its config asks for. Cheap to open, whatever the model's size.
 #[derive(Debug)]
 pub struct ModelFolder {
-    path: PathBuf,
+    place: ModelPlace,
     config: ModelConfig,
     names: Names,
     layers: Vec<BlockLayers>,
-    files: Vec<MappedFile>,
+    files: Vec<StoredFile>,
     /// Where each stored tensor lies: file and place in it.
     stored: BTreeMap<String, (usize, TensorInfo)>,
     /// The model's tensors, in the order of the forward pass.
@@ -51,26 +52,35 @@ impl ModelFolder {
     /// [`ModelError::NotAModel`], [`ModelError::Config`], [`ModelError::Unsupported`], [`ModelError::TensorFile`],
     /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::UnexpectedTensor`].
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Self::open_at(path.into())
+    }
+
+    /// Opens a model whose tensor files may lie elsewhere: of them the headers are read now, each tensor when it is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`ModelError::Remote`].
+    pub fn open_at(place: ModelPlace) -> Result<Self, ModelError> {
+        let path = place.folder.as_path();
         let config = ModelConfig::read(&locate::config(path)?)?;
         let mut files = Vec::new();
         let mut stored = BTreeMap::new();
-        let (format, paths) = locate::tensor_files(path)?;
+        let (format, paths) = locate::tensor_files(&place)?;
         for file in paths {
-            let (mapped, tensors) = MappedFile::open(&file, format)?;
+            let (opened, tensors) = StoredFile::open(&place, &file, format)?;
             for (name, info) in tensors {
                 if stored.insert(name.clone(), (files.len(), info)).is_some() {
                     let reason = format!("holds tensor '{name}', which another shard holds as well");
                     return Err(ModelError::TensorFile { file: file.display().to_string(), reason });
                 }
             }
-            files.push(mapped);
+            files.push(opened);
         }
         let names = Names::detect(config.family, |name| stored.contains_key(name));
         let layers = (0..config.blocks).map(|block| names.layers(block)).collect::<Result<Vec<_>, InvalidId>>();
         let layers = layers.map_err(|e| ModelError::NotAModel { path: path.to_owned(), reason: e.to_string() })?;
         let expected = names.expected(&config, &layers);
         let mut folder = Self {
-            path: path.to_owned(),
+            place,
             config,
             names,
             layers,
@@ -89,7 +99,12 @@ impl ModelFolder {
 
     /// Returns the folder's path.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.place.folder
+    }
+
+    /// Returns where the model lies.
+    pub fn place(&self) -> &ModelPlace {
+        &self.place
     }
 
     /// Returns the model's shape.
@@ -130,13 +145,13 @@ impl ModelFolder {
     pub fn tensor(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor, ModelError> {
         let Some((file, info)) = self.stored.get(name) else {
             return Err(ModelError::MissingTensor {
-                path: self.path.clone(),
+                path: self.place.folder.clone(),
                 tensor: name.to_owned(),
                 shape: Vec::new(),
             });
         };
         let read = || {
-            let stored = info.tensor(self.files[*file].bytes(&info.range), self.kind(name, info)?)?;
+            let stored = info.tensor(&self.files[*file].bytes(&info.range)?, self.kind(name, info)?)?;
             Ok(stored.f_to_device(device)?.f_to_kind(kind)?)
         };
         let tensor = read();
@@ -157,11 +172,9 @@ impl ModelFolder {
             return Ok(digest.clone());
         }
         let mut hasher = blake3::Hasher::new();
-        for path in std::iter::once(self.config.path.as_path()).chain(self.files.iter().map(MappedFile::path)) {
-            let file = File::open(path).map_err(ModelError::io("read", path))?;
-            let length = file.metadata().map_err(ModelError::io("read", path))?.len();
-            hasher.update(&length.to_le_bytes());
-            hasher.update_reader(file).map_err(ModelError::io("read", path))?;
+        hash_file(&self.config.path, &mut hasher)?;
+        for file in &self.files {
+            file.hash_into(&mut hasher)?;
         }
         let digest = hasher.finalize().to_hex().to_string();
         Ok(self.digest.get_or_init(|| digest).clone())
@@ -179,7 +192,7 @@ impl ModelFolder {
     fn kind(&self, name: &str, info: &TensorInfo) -> Result<Kind, ModelError> {
         let float = [Kind::BFloat16, Kind::Half, Kind::Float];
         info.kind.filter(|kind| float.contains(kind)).ok_or_else(|| ModelError::Unsupported {
-            path: self.path.clone(),
+            path: self.place.folder.clone(),
             reason: format!("tensor '{name}' is stored as {}; only BF16, F16 and F32 are supported", info.dtype),
         })
     }
@@ -187,7 +200,7 @@ impl ModelFolder {
     fn check(&self, expected: &Expected) -> Result<TensorSpec, ModelError> {
         let Expected { name, shape, .. } = expected.clone();
         let Some((file, info)) = self.stored.get(&name) else {
-            return Err(ModelError::MissingTensor { path: self.path.clone(), tensor: name, shape });
+            return Err(ModelError::MissingTensor { path: self.place.folder.clone(), tensor: name, shape });
         };
         if info.shape != shape {
             return Err(ModelError::TensorShape {
@@ -227,7 +240,7 @@ impl ModelFolder {
             return Ok(());
         }
         let same_form = (&info.dtype, &info.shape, &info.order) == (&head.dtype, &head.shape, &head.order);
-        if same_form && self.files[*file].bytes(&info.range) == self.files[*head_file].bytes(&head.range) {
+        if same_form && self.files[*file].bytes(&info.range)? == self.files[*head_file].bytes(&head.range)? {
             return Ok(());
         }
         Err(ModelError::Config {

@@ -17,6 +17,14 @@ pub enum ModelError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A tensor file elsewhere that could not be read: try again.
+    #[error("cannot read {file} from where the model lies")]
+    Remote {
+        /// The file.
+        file: String,
+        /// What the other side, or the network, said.
+        source: io::Error,
+    },
     /// A path that is no model folder: point to another one.
     #[error("{} is not a model folder: {reason}", path.display())]
     NotAModel {

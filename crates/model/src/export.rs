@@ -89,7 +89,7 @@ pub fn write(
     }
     let expected = {
         // One block at a time: the whole model in f32 may be more than there is memory.
-        let again = ModelFolder::open(folder.path())?;
+        let again = ModelFolder::open_at(folder.place().clone())?;
         let in_memory = Decoder::stream(again, overlay.shallow_clone(), Kind::Float, Device::Cpu)?;
         Expected { check_ids, logits_tv: logits(&in_memory, check_ids)?, output }
     };

@@ -2,14 +2,24 @@
 
 use crate::{ModelError, tensor_file};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tch::{Device, Tensor};
-use types::{LayerId, LayerState, UnitKind};
+use types::{LayerId, LayerState, ObjectRef, RemoteObjects, UnitKind};
 
 /// The pruned state that is laid over a base model. Empty: the base model itself.
 #[derive(Debug, Default)]
 pub struct Overlay {
     /// Changed layers: the consumers (`coupled`) or each changed layer (`row-column`).
     pub layers: BTreeMap<LayerId, LayerOverlay>,
+    /// New weights that are not in `layers` yet, for a model that is read block by block.
+    pub later: Option<Later>,
+}
+
+/// New weights of changed layers, read when a block is.
+#[derive(Debug, Clone)]
+pub struct Later {
+    weights: BTreeMap<LayerId, ObjectRef>,
+    source: Arc<dyn RemoteObjects>,
 }
 
 /// The pruned state of one layer, see [`types::LayerState`].
@@ -41,19 +51,26 @@ impl LayerOverlay {
             weight: None,
             bias: None,
         };
-        let Some(bytes) = bytes else { return Ok(overlay) };
+        if let Some(bytes) = bytes {
+            overlay.read(&state.layer, bytes, device)?;
+        }
+        Ok(overlay)
+    }
+
+    /// Takes the weights from the bytes of their file.
+    fn read(&mut self, layer: &LayerId, bytes: &[u8], device: Device) -> Result<(), ModelError> {
         for (name, tensor) in tensor_file::decode(bytes, device)?.0 {
             match name.as_str() {
-                "weight" => overlay.weight = Some(tensor),
-                "bias" => overlay.bias = Some(tensor),
+                "weight" => self.weight = Some(tensor),
+                "bias" => self.bias = Some(tensor),
                 _ => {}
             }
         }
-        if overlay.weight.is_none() {
+        if self.weight.is_none() {
             let reason = "its file holds no tensor 'weight'".to_owned();
-            return Err(ModelError::Overlay { layer: state.layer.to_string(), reason });
+            return Err(ModelError::Overlay { layer: layer.to_string(), reason });
         }
-        Ok(overlay)
+        Ok(())
     }
 
     /// Returns a second handle to the same tensors.
@@ -70,9 +87,54 @@ impl LayerOverlay {
 }
 
 impl Overlay {
+    /// Returns the changed layers without their weights, which `source` gives when they are needed.
+    pub fn later(states: Vec<LayerState>, source: Arc<dyn RemoteObjects>) -> Self {
+        let weights = states.iter().filter_map(|state| Some((state.layer.clone(), state.weights.clone()?))).collect();
+        let bare = |state: LayerState| {
+            let LayerState { layer, kind, kept, kept_rows, .. } = state;
+            (layer, LayerOverlay { kind, kept, kept_rows, weight: None, bias: None })
+        };
+        Self { layers: states.into_iter().map(bare).collect(), later: Some(Later { weights, source }) }
+    }
+
     /// Returns a second handle to the same tensors.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        Self { layers: self.layers.iter().map(|(id, layer)| (id.clone(), layer.shallow_clone())).collect() }
+        let layers = self.layers.iter().map(|(id, layer)| (id.clone(), layer.shallow_clone())).collect();
+        Self { layers, later: self.later.clone() }
+    }
+
+    /// Returns what is laid over some layers, with their weights on `device`.
+    ///
+    /// # Errors
+    /// [`ModelError::Remote`]; those of [`LayerOverlay::decode`].
+    pub(crate) fn of_layers(&self, layers: &[&LayerId], device: Device) -> Result<Self, ModelError> {
+        let mut found = BTreeMap::new();
+        for id in layers {
+            let Some(layer) = self.layers.get(*id) else { continue };
+            let mut layer = layer.shallow_clone();
+            if let Some((object, later)) = self.later_of(id) {
+                let read = later.source.read(object);
+                let bytes = read.map_err(|source| ModelError::Remote { file: object.key.clone(), source })?;
+                layer.read(id, &bytes, device)?;
+            }
+            found.insert((*id).clone(), layer);
+        }
+        Ok(Self { layers: found, later: None })
+    }
+
+    /// Has a layer's new weights read while something else is done. Returns whether there are some, here or elsewhere: then the
+    /// base model's are not needed.
+    pub(crate) fn read_ahead(&self, layer: &LayerId) -> bool {
+        if let Some((object, later)) = self.later_of(layer) {
+            later.source.read_ahead(object);
+            return true;
+        }
+        self.layers.get(layer).is_some_and(|changed| changed.weight.is_some())
+    }
+
+    fn later_of(&self, layer: &LayerId) -> Option<(&ObjectRef, &Later)> {
+        let later = self.later.as_ref()?;
+        later.weights.get(layer).map(|object| (object, later))
     }
 }

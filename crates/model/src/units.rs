@@ -24,11 +24,18 @@ use types::{
 /// As [`describe`].
 pub fn describe_for(folder: &ModelFolder, spec: &RunSpec) -> Result<ModelDescription, ModelError> {
     let mut description = describe(folder, spec.structure, spec.attention_unit)?;
-    for group in description.blocks.iter_mut().flat_map(|b| &mut b.groups).filter(|_| spec.sub_blocks) {
-        group.min_keep = 0;
-    }
+    description.blocks = blocks_for(folder, spec);
     description.own_widths_refused = export::refusal(folder.config(), spec.format, true).unwrap_or_default();
     Ok(description)
+}
+
+/// Returns the blocks of [`describe_for`]. Reads no weights: [`ModelDescription::digest`] takes them all.
+pub fn blocks_for(folder: &ModelFolder, spec: &RunSpec) -> Vec<BlockDescription> {
+    let mut blocks = blocks(folder, spec.structure, spec.attention_unit);
+    for group in blocks.iter_mut().flat_map(|b| &mut b.groups).filter(|_| spec.sub_blocks) {
+        group.min_keep = 0;
+    }
+    blocks
 }
 
 /// Returns what is in `folder` and what `structure` can remove from it.
@@ -41,6 +48,19 @@ pub fn describe(
     attention_unit: AttentionUnit,
 ) -> Result<ModelDescription, ModelError> {
     let config = folder.config();
+    Ok(ModelDescription {
+        family: config.family.name().to_owned(),
+        digest: folder.digest()?,
+        hidden: config.hidden as u64,
+        vocabulary: config.vocab as u64,
+        max_positions: config.max_positions as u64,
+        dense: folder.sizes(),
+        blocks: blocks(folder, structure, attention_unit),
+        own_widths_refused: String::new(),
+    })
+}
+
+fn blocks(folder: &ModelFolder, structure: Structure, attention_unit: AttentionUnit) -> Vec<BlockDescription> {
     let table = Table { tensors: folder.tensors().iter().map(|spec| (spec.name.as_str(), spec)).collect() };
     let blocks = (0..).zip(folder.layers()).map(|(block, layers)| BlockDescription {
         block,
@@ -50,16 +70,7 @@ pub fn describe(
             Structure::RowColumn | Structure::Element | Structure::NofM => Vec::new(),
         },
     });
-    Ok(ModelDescription {
-        family: config.family.name().to_owned(),
-        digest: folder.digest()?,
-        hidden: config.hidden as u64,
-        vocabulary: config.vocab as u64,
-        max_positions: config.max_positions as u64,
-        dense: folder.sizes(),
-        blocks: blocks.collect(),
-        own_widths_refused: String::new(),
-    })
+    blocks.collect()
 }
 
 /// The tensors of a folder by name.

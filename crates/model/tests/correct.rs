@@ -301,7 +301,8 @@ fn new_weights_of_a_smaller_model_load_as_an_overlay() {
         };
         folder.layers().iter().map(consumer).collect::<BTreeMap<_, _>>()
     };
-    let mut decoder = Decoder::load(&folder, &Overlay { layers: consumers() }, Kind::Float, Device::Cpu).unwrap();
+    let mut decoder =
+        Decoder::load(&folder, &Overlay { layers: consumers(), later: None }, Kind::Float, Device::Cpu).unwrap();
     assert_eq!(decoder.resident().unwrap()[0].mlp.channels(), channels.len() as i64);
     let corrected = run(&decoder, None, &CorrectOptions { steps: 2, ..options() }).unwrap();
     let mut layers = consumers();
@@ -316,7 +317,7 @@ fn new_weights_of_a_smaller_model_load_as_an_overlay() {
         let whole = LayerOverlay { kind: UnitKind::Whole, kept, kept_rows, weight: None, bias: None };
         layers.entry(name).or_insert(whole).weight = Some(weight);
     }
-    let loaded = Decoder::load(&folder, &Overlay { layers }, Kind::Float, Device::Cpu).unwrap();
+    let loaded = Decoder::load(&folder, &Overlay { layers, later: None }, Kind::Float, Device::Cpu).unwrap();
     corrected.absorb(&mut decoder).unwrap();
     assert!(same(&weights(&decoder), &weights(&loaded)));
 }

@@ -16,7 +16,7 @@ const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 fn overlay(id: &LayerId, kind: UnitKind, kept: &[u32], weight: Option<Tensor>) -> Overlay {
     let layer = LayerOverlay { kind, kept: kept.to_vec(), kept_rows: Vec::new(), weight, bias: None };
-    Overlay { layers: [(id.clone(), layer)].into() }
+    Overlay { layers: [(id.clone(), layer)].into(), later: None }
 }
 
 fn logits(folder: &ModelFolder, overlay: &Overlay) -> Tensor {

@@ -2,9 +2,12 @@
 //!
 //! Both kinds of worker read it; what the bytes mean as tensors they know themselves.
 
+use crate::ahead::Ahead;
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
-use types::{Checkpoint, LayerState, ObjectRef};
+use std::io;
+use tokio::runtime::Handle;
+use types::{Checkpoint, LayerState, ObjectRef, RemoteObjects};
 
 /// Why a checkpoint cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,47 @@ pub async fn layers(store: &Store, states: Vec<LayerState>) -> Result<Vec<LayerB
         layers.push((state, bytes));
     }
     Ok(layers)
+}
+
+/// Layers that may be on their way before they are asked for: those of a block.
+const AHEAD: usize = 8;
+
+/// Objects of a store for a thread that computes: each read when it is needed.
+#[derive(Debug)]
+pub struct StoredObjects {
+    store: Store,
+    runtime: Handle,
+    ahead: Ahead<ObjectRef, Result<Bytes, CheckpointError>>,
+}
+
+impl StoredObjects {
+    /// Returns the objects of a store.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(store: Store) -> Self {
+        Self { store, runtime: Handle::current(), ahead: Ahead::new(AHEAD) }
+    }
+}
+
+impl RemoteObjects for StoredObjects {
+    fn read(&self, wanted: &ObjectRef) -> io::Result<Vec<u8>> {
+        // What failed ahead of time is tried once more now that it is needed.
+        let read = match self.ahead.take(&self.runtime, wanted) {
+            Some(Ok(bytes)) => Ok(bytes),
+            _ => self.runtime.block_on(object(&self.store, wanted)),
+        };
+        read.map(Vec::from).map_err(|error| match &error {
+            CheckpointError::Damaged { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
+            CheckpointError::Store(_) => io::Error::other(error),
+        })
+    }
+
+    fn read_ahead(&self, wanted: &ObjectRef) {
+        let (store, wanted) = (self.store.clone(), wanted.clone());
+        let key = wanted.clone();
+        self.ahead.begin(&self.runtime, key, async move { object(&store, &wanted).await });
+    }
 }
 
 #[cfg(test)]

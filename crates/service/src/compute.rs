@@ -103,7 +103,7 @@ struct LastBeat {
 }
 
 impl Beat {
-    fn touch(&self) {
+    pub(crate) fn touch(&self) {
         self.0.last.store(self.0.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 

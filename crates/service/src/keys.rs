@@ -15,9 +15,15 @@
 //! runs/{run}/shots/{shot}/rounds/{round}                     the manifest after a round that is not the shot's last
 //! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
 //! runs/{run}/shots/{shot}/corrected                          its manifest after a correction
+//! artifacts/{blake3}                                         what a caller brought
 //! ```
 
 use types::RunId;
+
+/// Returns the key of what a caller brought, by its digest.
+pub fn artifact(blake3: &str) -> String {
+    format!("artifacts/{blake3}")
+}
 
 /// Returns the folder of a run.
 pub fn run(run: &RunId) -> String {

@@ -5,6 +5,7 @@
 //! the store half-written. This crate knows no tensors, no curvature and no schedule, and takes no decision about a run.
 
 pub mod access;
+mod ahead;
 pub mod checkpoint;
 pub mod compute;
 pub mod keys;
@@ -12,6 +13,7 @@ pub mod listen;
 pub mod memory;
 pub mod neighbour;
 pub mod network;
+pub mod places;
 pub mod program;
 pub mod request_id;
 pub mod retry;
@@ -27,6 +29,7 @@ pub mod worker;
 pub use access::{Guard, TokenFile};
 pub use compute::{Beat, ComputeError, ComputeHandle, ComputeThread};
 pub use neighbour::{LocalBlock, LocalFactors, Neighbour, SweepKey};
+pub use places::{OutputPlace, PlaceError, Places};
 pub use request_id::RequestIds;
 pub use retry::Retry;
 pub use server::{Peers, Server};

@@ -53,6 +53,8 @@ reasons! {
     ModelInvalid = "MODEL_INVALID", InvalidArgument;
     /// Calibration or held-out data cannot be read, or is too little.
     DataInvalid = "DATA_INVALID", InvalidArgument;
+    /// Model, data or output lie where the worker may not reach, or the address is none.
+    AddressRefused = "ADDRESS_REFUSED", InvalidArgument;
     /// Model, data or output did not pass a worker's check; the message says what, where and what to do.
     InputInvalid = "INPUT_INVALID", InvalidArgument;
     /// The asked size is smaller than what the removable units can reach.

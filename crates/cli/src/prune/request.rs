@@ -83,9 +83,17 @@ pub(crate) fn usual_seq_len(config: &ModelConfig) -> u64 {
     USUAL_SEQ_LEN.min(positions).min(window)
 }
 
-/// Returns a path as the run's record has it.
+/// Says whether this is no path but an address that workers know: `s3://…`, `artifact:…`.
+pub(crate) fn is_address(given: &str) -> bool {
+    given.contains("://") || given.starts_with("artifact:")
+}
+
+/// Returns a path, or an address of what workers reach, as the run's record has it.
 pub(crate) fn absolute(flag: &'static str, path: &Path) -> Result<String, CliError> {
     let given = path.display();
+    if let Some(address) = path.to_str().filter(|text| is_address(text)) {
+        return Ok(address.trim_end_matches('/').to_owned());
+    }
     let absolute = std::path::absolute(path).map_err(|e| CliError::Usage(format!("{flag} '{given}': {e}")))?;
     let clean = absolute.components().collect::<std::path::PathBuf>(); // without a trailing slash
     clean.into_os_string().into_string().map_err(|_| {

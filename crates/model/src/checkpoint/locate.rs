@@ -4,6 +4,7 @@ use crate::ModelError;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use types::ModelPlace;
 
 const CONFIG: &str = "config.json";
 
@@ -53,16 +54,24 @@ pub(super) fn config(path: &Path) -> Result<PathBuf, ModelError> {
     Err(not_a_model(path, reason))
 }
 
-/// Returns the tensor files of the folder `path`, sorted by name, and their format: safetensors where there are both.
-pub(super) fn tensor_files(path: &Path) -> Result<(Format, Vec<PathBuf>), ModelError> {
+/// Returns the tensor files of a model, sorted by name, and their format: safetensors where there are both.
+pub(super) fn tensor_files(place: &ModelPlace) -> Result<(Format, Vec<PathBuf>), ModelError> {
+    let path = place.folder.as_path();
     for (format, single, index) in NAMES {
         let (single, index) = (path.join(single), path.join(index));
-        if single.is_file() {
-            return Ok((format, vec![single]));
+        let found = if is_there(place, &single) {
+            vec![single]
+        } else if index.is_file() {
+            shards(place, &index)?
+        } else {
+            continue;
+        };
+        if format == Format::PyTorch && place.tensors.is_some() {
+            let reason =
+                "its weights are in pytorch_model.bin, which is read from a folder only; save them as safetensors";
+            return Err(not_a_model(path, reason));
         }
-        if index.is_file() {
-            return Ok((format, shards(path, &index)?));
-        }
+        return Ok((format, found));
     }
     let names = NAMES.iter().flat_map(|(_, single, index)| [single, index]);
     let reason = if names.map(|name| path.join(name)).any(|file| file.is_symlink()) {
@@ -73,8 +82,16 @@ pub(super) fn tensor_files(path: &Path) -> Result<(Format, Vec<PathBuf>), ModelE
     Err(not_a_model(path, reason))
 }
 
+/// Says whether a tensor file is where the model's are.
+fn is_there(place: &ModelPlace, file: &Path) -> bool {
+    match &place.tensors {
+        None => file.is_file(),
+        Some(files) => file.file_name().is_some_and(|name| files.size(&name.to_string_lossy()).is_some()),
+    }
+}
+
 /// Returns the shards that an index names.
-fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
+fn shards(place: &ModelPlace, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let broken = |reason: String| ModelError::TensorFile { file: index.display().to_string(), reason };
     let text = std::fs::read_to_string(index).map_err(ModelError::io("read", index))?;
     let json: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not valid JSON ({e})")))?;
@@ -88,8 +105,8 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
         }
         names.insert(name);
     }
-    let files: Vec<PathBuf> = names.into_iter().map(|name| folder.join(name)).collect();
-    match files.iter().find(|file| !file.is_file()) {
+    let files: Vec<PathBuf> = names.into_iter().map(|name| place.folder.join(name)).collect();
+    match files.iter().find(|file| !is_there(place, file)) {
         Some(missing) => Err(broken(format!("names the shard {}, which is not there", missing.display()))),
         None if files.is_empty() => Err(broken("names no shards".to_owned())),
         None => Ok(files),

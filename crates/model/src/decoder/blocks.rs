@@ -54,7 +54,7 @@ pub enum Blocks {
 #[derive(Debug)]
 pub struct Streamed {
     folder: ModelFolder,
-    /// In host memory.
+    /// Its weights lie in host memory or are read with the block.
     overlay: Overlay,
     kind: Kind,
     device: Device,
@@ -66,8 +66,10 @@ impl Streamed {
     }
 
     fn read(&self, index: usize) -> Result<Block, ModelError> {
-        let loader = Loader { folder: &self.folder, overlay: &self.overlay, kind: self.kind, device: self.device };
-        loader.block(index as u32, &self.folder.layers()[index])
+        let layers = &self.folder.layers()[index];
+        let overlay = self.overlay.of_layers(&layers.all(), self.device)?;
+        let loader = Loader { folder: &self.folder, overlay: &overlay, kind: self.kind, device: self.device };
+        loader.block(index as u32, layers)
     }
 
     /// Returns whether all inputs of a layer are gone: then it does not compute anything.
@@ -138,7 +140,7 @@ impl Decoder {
         if let Blocks::Streamed(streamed) = &self.blocks
             && let Some(layers) = streamed.folder.layers().get(index)
         {
-            for layer in layers.all() {
+            for layer in layers.all().into_iter().filter(|layer| !streamed.overlay.read_ahead(layer)) {
                 streamed.folder.read_ahead(&format!("{layer}.weight"));
             }
         }

@@ -48,21 +48,25 @@ struct Entry {
 impl Header {
     /// Returns the header of the file `bytes`; `file` is for messages.
     pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Self, ModelError> {
-        Self::checked(bytes).map_err(|reason| ModelError::TensorFile { file: file.to_owned(), reason })
+        Self::parse_head(bytes, bytes.len(), file)
     }
 
-    fn checked(bytes: &[u8]) -> Result<Self, String> {
-        let (length, rest) = bytes
-            .split_first_chunk::<LENGTH_BYTES>()
-            .ok_or_else(|| format!("has {} bytes, too few for a safetensors file", bytes.len()))?;
-        let length = u64::from_le_bytes(*length);
-        if length > MAX_HEADER {
-            return Err(format!("announces a header of {length} bytes, so it is no safetensors file"));
-        }
-        let length = length as usize;
-        let json = rest
-            .get(..length)
-            .ok_or_else(|| format!("announces a header of {length} bytes but only {} bytes follow", rest.len()))?;
+    /// Returns the header of a file of `total` bytes of which `head` are the first: at least those that [`Self::needed`] says.
+    pub(crate) fn parse_head(head: &[u8], total: usize, file: &str) -> Result<Self, ModelError> {
+        Self::checked(head, total).map_err(|reason| ModelError::TensorFile { file: file.to_owned(), reason })
+    }
+
+    /// Returns how many of the first bytes of a file of `total` bytes its header takes.
+    pub(crate) fn needed(head: &[u8], total: u64, file: &str) -> Result<u64, ModelError> {
+        let length = length(head, total as usize);
+        let length = length.map_err(|reason| ModelError::TensorFile { file: file.to_owned(), reason })?;
+        Ok((LENGTH_BYTES + length) as u64)
+    }
+
+    fn checked(head: &[u8], total: usize) -> Result<Self, String> {
+        let length = length(head, total)?;
+        let json = head.get(LENGTH_BYTES..LENGTH_BYTES + length);
+        let json = json.ok_or_else(|| format!("announces a header of {length} bytes, which are not all here"))?;
         let map: Map<String, Value> =
             serde_json::from_slice(json).map_err(|e| format!("has a header that is not valid JSON ({e})"))?;
         let mut header = Self::default();
@@ -71,12 +75,12 @@ impl Header {
                 header.metadata =
                     serde_json::from_value(value).map_err(|e| format!("has metadata that is not text ({e})"))?;
             } else {
-                let info = tensor(&name, value, LENGTH_BYTES + length, bytes.len())?;
+                let info = tensor(&name, value, LENGTH_BYTES + length, total)?;
                 header.tensors.push((name, info));
             }
         }
         header.tensors.sort_by_key(|(_, info)| (info.range.start, info.range.end));
-        header.check_coverage(LENGTH_BYTES + length, bytes.len())?;
+        header.check_coverage(LENGTH_BYTES + length, total)?;
         Ok(header)
     }
 
@@ -93,6 +97,21 @@ impl Header {
         }
         if at == end { Ok(()) } else { Err(format!("has {} bytes after its last tensor", end - at)) }
     }
+}
+
+/// Returns the bytes of a header, without its length, of a file of `total` bytes that begins with `head`.
+fn length(head: &[u8], total: usize) -> Result<usize, String> {
+    let length = head.first_chunk::<LENGTH_BYTES>();
+    let length = length.ok_or_else(|| format!("has {total} bytes, too few for a safetensors file"))?;
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER {
+        return Err(format!("announces a header of {length} bytes, so it is no safetensors file"));
+    }
+    let rest = total - LENGTH_BYTES;
+    if length > rest as u64 {
+        return Err(format!("announces a header of {length} bytes but only {rest} bytes follow"));
+    }
+    Ok(length as usize)
 }
 
 /// Returns the checked entry of one tensor, with its range counted from the start of the file.

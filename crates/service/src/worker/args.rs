@@ -3,6 +3,7 @@
 use crate::access::Guard;
 use crate::listen::{Address, Listener};
 use crate::network::{Network, NetworkArgs};
+use crate::places::Places;
 use crate::program::{Exit, Failure, ProgramArgs};
 use crate::server::{Peers, Vitals};
 use crate::status::chain;
@@ -10,6 +11,7 @@ use crate::store::Store;
 use crate::transport::{Connector, Wire};
 use clap::Args;
 use proto::v1::WorkerRole;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
 use types::WorkerId;
@@ -33,6 +35,14 @@ pub struct WorkerArgs {
     /// [with --standalone: in memory]
     #[arg(long, value_name = "STORE", required_unless_present = "standalone", help_heading = "Storage")]
     pub store: Option<String>,
+    /// Buckets and folders in them where models, text and outputs may lie besides this host's paths: `s3://BUCKET/PREFIX`, several
+    /// with commas between them [default: none]
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',', help_heading = "Storage")]
+    pub allow: Vec<String>,
+    /// Folder on a local disk for copies of text, tokenizers and finished models that lie in a bucket [default: the system's folder
+    /// for temporary files]
+    #[arg(long, value_name = "FOLDER", help_heading = "Storage")]
+    pub scratch: Option<PathBuf>,
     /// Seconds without a sign of life from the thread that computes after which probes are told that this process is stuck:
     /// more than its longest single step takes
     #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Program")]
@@ -62,6 +72,8 @@ pub struct Place {
     pub vitals: Option<watch::Sender<Vitals>>,
     /// Where everything lies.
     pub store: Store,
+    /// Where models, text and outputs lie.
+    pub places: Places,
     /// The coordinator; `None` for a worker that works for whoever calls.
     pub coordinator: Option<Wire>,
     /// How others are reached.
@@ -88,6 +100,7 @@ pub(super) struct Seat<'a> {
 pub(super) struct Shared {
     coordinator: Option<Wire>,
     store: Store,
+    places: Places,
 }
 
 impl WorkerArgs {
@@ -120,7 +133,11 @@ impl WorkerArgs {
                 .map_err(|e| Failure::new(Exit::Store, format!("--store {address}: {}", chain(&e)))),
         };
         let (coordinator, store) = (kept(coordinator, faults), kept(store, faults));
-        Some(Shared { coordinator: coordinator?, store: store? })
+        let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
+        let places = Places::new(&self.allow, store.clone().unwrap_or_else(Store::memory), &scratch);
+        let places = places.map_err(|e| Failure::new(Exit::Usage, format!("--allow, --scratch: {}", chain(&e))));
+        let places = kept(places, faults);
+        Some(Shared { coordinator: coordinator?, store: store?, places: places? })
     }
 
     /// Returns the place of a role with this name and endpoint.
@@ -133,6 +150,7 @@ impl WorkerArgs {
             admin: None,
             vitals: None,
             store: shared.store.clone(),
+            places: shared.places.clone(),
             coordinator: shared.coordinator.clone(),
             connector: network.connector.clone(),
             stuck_after: Duration::from_secs(self.stuck_after.into()),
