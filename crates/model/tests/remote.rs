@@ -42,8 +42,9 @@ fn parted(name: &str) -> (Copy, Elsewhere) {
     let copy = Copy::of(name);
     let mut elsewhere = Elsewhere::default();
     for entry in std::fs::read_dir(copy.path()).unwrap() {
-        let (path, file) = entry.map(|e| (e.path(), e.file_name().to_string_lossy().into_owned())).unwrap();
-        if file.ends_with(".safetensors") {
+        let entry = entry.unwrap();
+        let (path, file) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if file.starts_with("model") && file.ends_with(".safetensors") {
             elsewhere.files.insert(file, std::fs::read(&path).unwrap());
             std::fs::remove_file(path).unwrap();
         }
@@ -87,7 +88,7 @@ fn opening_and_describing_a_model_reads_its_headers_and_a_tensor_its_own_bytes()
     let spec = types::RunSpec::new("/m", "/d", "/o", types::Target::Size(0.8));
     assert!(!units::blocks_for(&folder, &spec).is_empty());
     let opened = std::mem::take(&mut *elsewhere.read.lock().unwrap());
-    assert_eq!(opened.len(), elsewhere.files.len(), "one read a file: {opened:?}");
+    assert_eq!(opened.len(), 1, "one read a file: {opened:?}");
     let spec = &folder.tensors()[1];
     folder.tensor(&spec.name, Kind::Float, Device::Cpu).unwrap();
     let read = elsewhere.read.lock().unwrap();
