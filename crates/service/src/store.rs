@@ -3,6 +3,10 @@
 //! Writes are atomic (a new object is put beside the old one and renamed) and, on a folder, synced before the call
 //! returns. The store does not know what the keys mean.
 
+mod bulk;
+
+pub use bulk::{Entry, Staged};
+
 use crate::status::Reason;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
