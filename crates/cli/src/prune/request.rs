@@ -3,6 +3,7 @@
 use crate::args::RunArgs;
 use crate::error::CliError;
 use model::ModelConfig;
+use proto::convert::ArtifactAddress;
 use std::path::Path;
 use types::{RunSpec, Target};
 
@@ -17,8 +18,10 @@ pub(crate) fn spec(args: &RunArgs, config: &ModelConfig) -> Result<RunSpec, CliE
 /// Returns the same without a look at what makes sense together; `usual_seq_len`: tokens of a sample if none are asked for.
 pub(crate) fn unchecked(args: &RunArgs, usual_seq_len: u64) -> Result<RunSpec, CliError> {
     let target = target(args)?;
-    let absolute_all =
-        |flag, paths: &[String]| paths.iter().map(|p| absolute(flag, Path::new(p))).collect::<Result<_, _>>();
+    let place = |flag, path: &String| {
+        if is_artifact(path) { Ok(path.clone()) } else { absolute(flag, Path::new(path)) }
+    };
+    let absolute_all = |flag, paths: &[String]| paths.iter().map(|path| place(flag, path)).collect::<Result<_, _>>();
     Ok(RunSpec {
         model: absolute("MODEL", &args.model)?,
         data: absolute_all("--data", &args.data)?,
@@ -81,6 +84,11 @@ pub(crate) fn usual_seq_len(config: &ModelConfig) -> u64 {
     let positions = u64::try_from(config.max_positions).unwrap_or(USUAL_SEQ_LEN);
     let window = config.sliding_window.and_then(|w| u64::try_from(w).ok()).unwrap_or(USUAL_SEQ_LEN);
     USUAL_SEQ_LEN.min(positions).min(window)
+}
+
+/// Says whether data is an artifact of the coordinator's store, and no path.
+pub(crate) fn is_artifact(path: &str) -> bool {
+    !matches!(ArtifactAddress::parse("data", path), Ok(None))
 }
 
 /// Returns a path as the run's record has it.
