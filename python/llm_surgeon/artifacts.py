@@ -126,6 +126,7 @@ class ArtifactClient(Connection):
 
     def _take(self, artifact: messages.Artifact, out: Any, progress: Progress | None) -> None:
         waits = Waits(self.retry_limit)
+        damaged = 0
         while out.tell() < artifact.bytes:
             request = messages.ReadArtifactRequest(name=artifact.name, offset=out.tell())
             stream = self._artifacts.ReadArtifact(request, metadata=self.metadata, timeout=STREAM_TIMEOUT)
@@ -137,6 +138,9 @@ class ArtifactClient(Connection):
                         continue
                     chunk = answer.chunk
                     if chunk.offset != out.tell() or crc32c.crc32c(chunk.payload) != chunk.crc32c:
+                        damaged += 1
+                        if damaged > MAX_DAMAGED:
+                            raise ValueError(f"{artifact.name} is damaged on the way")
                         break  # what came so far is good; the rest is asked for again
                     out.write(chunk.payload)
                     waits = Waits(self.retry_limit)
