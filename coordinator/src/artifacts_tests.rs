@@ -1,12 +1,17 @@
 use super::upload::PART_BYTES;
 use super::uploads::{FORGOTTEN, MAX_UNFINISHED};
 use super::*;
+use crate::runs::Deployment;
 use bytes::Bytes;
 use futures::Stream;
+use proto::v1::artifact_service_client::ArtifactServiceClient;
 use proto::v1::read_artifact_response::Part as Read;
 use proto::v1::write_artifact_request::Part as Write;
+use service::access::{Guard, TokenFile};
+use service::listen::Plain;
 use service::status::{is_transient, reason_of, retry_after, violations_of};
 use service::transfer::{self, Chunk};
+use service::transport::{Connector, MemoryNetwork};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{RunId, RunSpec, Target};
@@ -263,7 +268,7 @@ async fn abandoned_uploads_are_forgotten_after_an_hour_and_make_room() {
     }
     let refusal = write(&uploads, vec![header(last, 0), chunk(last, 0..100)]).await.unwrap_err();
     refused(&refusal, Reason::TransfersFull);
-    tokio::time::advance(FORGOTTEN - Duration::from_secs(1)).await;
+    tokio::time::advance(FORGOTTEN.saturating_sub(Duration::from_secs(1))).await;
     write(&uploads, vec![header(&files[0], 100), chunk(&files[0], 100..200)]).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     write(&uploads, vec![header(last, 0), chunk(last, 0..100)]).await.unwrap();
@@ -447,4 +452,24 @@ fn chunks_of_a_file_are_those_of_the_wire() {
     let cut: Vec<Chunk> = transfer::chunks(&file, 0).collect();
     let Write::Chunk(ours) = chunk(&file, 0..3000) else { unreachable!("it is one") };
     assert_eq!((cut[0].offset, cut[0].crc32c, &cut[0].payload), (ours.offset, ours.crc32c, &ours.payload));
+}
+
+#[tokio::test]
+async fn artifacts_are_for_those_whom_the_public_service_lets_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "a token that nobody guesses".replace(' ', "-")).unwrap();
+    let token = TokenFile::open(&path).unwrap();
+    let (network, stop) = (MemoryNetwork::new(), CancellationToken::new());
+    let coordinator = Coordinator::open(Store::memory(), 1).await.unwrap();
+    let deployment = Deployment { public: Guard::new(false, Some(token.clone())), ..Deployment::same_process() };
+    let serving = tokio::spawn(coordinator.serve(network.listen("c").unwrap(), deployment, None, stop.clone()));
+    let ask = async |connector: Connector| {
+        let mut client = ArtifactServiceClient::new(connector.bulk_channel("memory://c").unwrap());
+        client.stat_artifacts(v1::StatArtifactsRequest::default()).await
+    };
+    refused(&ask(Connector::new(network.clone())).await.unwrap_err(), Reason::Unauthenticated);
+    ask(Connector::new(network).between_hosts(None, Plain::Local, Some(token))).await.unwrap();
+    stop.cancel();
+    serving.await.unwrap().unwrap();
 }

@@ -198,9 +198,9 @@ impl Upload {
         staged.write(tail).await?;
         let found = hasher.finalize().to_hex().to_string();
         if found == self.announced.blake3 {
-            staged.publish().await?
+            staged.publish().await?;
         } else {
-            staged.discard().await?
+            staged.discard().await?;
         }
         Ok(found)
     }

@@ -47,7 +47,17 @@ fn whole(cluster: &Cluster) -> Vec<String> {
 /// Returns a request for a run whose data is brought first; nobody will carry it out.
 fn submit(cluster: &Cluster, data: &Path) -> Command {
     let mut submit = cluster.client("submit");
-    submit.args(["/nowhere", "--seq-len", "128", "--target-size", "0.8", "--out", "/nowhere-smaller", "--upload", "--data"]);
+    submit.args([
+        "/nowhere",
+        "--seq-len",
+        "128",
+        "--target-size",
+        "0.8",
+        "--out",
+        "/nowhere-smaller",
+        "--upload",
+        "--data",
+    ]);
     submit.arg(data).stdout(Stdio::null()).stderr(Stdio::null());
     submit
 }
@@ -77,7 +87,10 @@ fn an_upload_goes_on_after_kills_of_coordinator_and_caller_and_is_there_only_who
     }
     assert!(caller.wait().unwrap().success());
     assert_eq!(whole(&cluster), [digest.as_str()]);
-    assert_eq!(blake3::hash(&fs::read(cluster.store().join("artifacts").join(&digest)).unwrap()).to_hex().as_str(), digest);
+    assert_eq!(
+        blake3::hash(&fs::read(cluster.store().join("artifacts").join(&digest)).unwrap()).to_hex().as_str(),
+        digest
+    );
     assert_eq!(below(&parts).0, [""; 0].map(PathBuf::from), "no part stays behind");
     let sent = proxy.bytes();
     assert!(sent < 64 * MIB, "{sent} bytes for {} and three kills", 40 * MIB);

@@ -36,9 +36,10 @@ const LABEL: usize = 20;
 
 /// Brings the data of a run, and returns what is to be asked for instead of its paths.
 pub(super) async fn bring(link: &Link, run: &RunArgs, display: &Display) -> Result<RunArgs, CliError> {
-    let data = addresses(link, &run.data, display).await?;
-    let eval_data = addresses(link, &run.eval_data, display).await?;
-    Ok(RunArgs { data, eval_data, ..run.clone() })
+    let mut brought = run.clone();
+    brought.data = addresses(link, &run.data, display).await?;
+    brought.eval_data = addresses(link, &run.eval_data, display).await?;
+    Ok(brought)
 }
 
 /// Brings the files that paths mean; artifacts among them stay as they are.
