@@ -154,12 +154,14 @@ impl Upload {
         match found {
             Ok(found) if found == self.announced.blake3 => self.standing = Standing::Whole,
             Ok(found) => {
-                self.discard().await?;
+                let folder = self.forget();
+                self.store.delete_prefix(&folder).await?;
                 return Err(UploadFault::Digest { expected: self.announced.blake3.clone(), found });
             }
             Err(StoreError::NotFound { key }) => {
                 // Somebody cleared the store.
-                self.discard().await?;
+                let folder = self.forget();
+                self.store.delete_prefix(&folder).await?;
                 return Err(StoreError::NotFound { key }.into());
             }
             Err(error) => return Err(error.into()),
@@ -169,11 +171,11 @@ impl Upload {
         Ok(())
     }
 
-    /// Forgets all of it.
-    pub(super) async fn discard(&mut self) -> Result<(), StoreError> {
+    /// Forgets what is here; returns the folder that is to be removed.
+    pub(super) fn forget(&mut self) -> String {
         self.standing = Standing::Dropped;
         self.tail = BytesMut::new();
-        self.store.delete_prefix(&self.folder).await
+        self.folder.clone()
     }
 
     /// Writes the artifact under its name unless its digest is another; returns that.

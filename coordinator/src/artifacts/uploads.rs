@@ -109,7 +109,7 @@ impl Uploads {
             if listed.received() < upload.received() {
                 std::mem::swap(&mut *listed, &mut upload);
             }
-            return upload.discard().await;
+            return self.store.delete_prefix(&upload.forget()).await;
         }
         self.unfinished.lock().insert(announced, Arc::new(tokio::sync::Mutex::new(upload)));
         Ok(())
@@ -223,9 +223,10 @@ impl Uploads {
         if upload.standing() != Standing::Open {
             return Ok(());
         }
-        let discarded = upload.discard().await;
+        // Off the list before anything can break this off: nobody is to go on with a part of it.
+        let folder = upload.forget();
         self.unfinished.strike(&upload);
-        discarded
+        self.store.delete_prefix(&folder).await
     }
 
     /// Returns an upload; begins it if there is room.
