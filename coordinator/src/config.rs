@@ -1,5 +1,6 @@
 //! Where a coordinator runs. Nothing here changes a number; that is all in the run specification.
 
+use crate::artifacts::UploadLimits;
 use crate::runs::{Coordinator, Deployment, ServeError};
 use clap::Parser;
 use service::network::NetworkArgs;
@@ -7,6 +8,7 @@ use service::program::{Exit, Failure, ProgramArgs};
 use service::server::Peers;
 use service::status::chain;
 use service::{Shutdown, Store};
+use types::parse_bytes;
 
 const ABOUT: &str = "\
 Coordinates pruning runs: takes them from callers, leases their tasks to calibrators and surgeons, decides how much of each layer \
@@ -22,6 +24,12 @@ pub struct Args {
     /// Where journals, factors and weights lie, the same for all: a folder that all hosts share, or `s3://BUCKET/PREFIX`
     #[arg(long, value_name = "STORE", help_heading = "Storage")]
     store: String,
+    /// Largest file that callers may bring, e.g. 512MiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4GiB", help_heading = "Storage")]
+    artifact_limit: u64,
+    /// Bytes that callers may have begun to bring and not finished; after an hour of silence those are dropped
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "16GiB", help_heading = "Storage")]
+    upload_limit: u64,
     /// Runs under way at a time; later ones wait for their turn
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Runs")]
     parallel_runs: u32,
@@ -48,7 +56,9 @@ pub async fn serve(args: Args, shutdown: Shutdown) -> Result<(), Failure> {
     let store = Store::open(&args.store).await.map_err(|e| at_store(&e))?;
     let coordinator = Coordinator::open(store, args.parallel_runs as usize).await.map_err(|e| at_store(&e))?;
     coordinator.resume_all().await;
-    let deployment = Deployment { peers: Peers::Network, public: network.public, workers: network.between_services };
+    let uploads = UploadLimits { artifact_bytes: args.artifact_limit, unfinished_bytes: args.upload_limit };
+    let (public, workers) = (network.public, network.between_services);
+    let deployment = Deployment { peers: Peers::Network, public, workers, uploads };
     tracing::info!(endpoint = network.listener.endpoint().unwrap_or_default(), "listening");
     let incoming = network.listener.incoming();
     let served = coordinator.serve(incoming, deployment, network.admin, shutdown.token().clone()).await;

@@ -1,5 +1,6 @@
 //! `CoordinatorService`, the public one: decode, call, encode.
 
+use crate::artifacts::check_data;
 use crate::pool::Member;
 use crate::run::{Outline, Run, StopCause};
 use crate::runs::{Coordinator, CreateError};
@@ -40,6 +41,7 @@ impl CoordinatorService for Coordinator {
         let request_id = request_id(request.request_id).map_err(|e| invalid_message(&e))?;
         let spec = required("spec", request.spec).map_err(|e| invalid_message(&e))?;
         let spec = spec.try_into().map_err(|e| spec_invalid(&e))?;
+        check_data(self.store(), &spec).await?;
         if request.validate_only {
             let run = v1::Run { spec: Some(v1::RunSpec::from(spec)), ..v1::Run::default() };
             return Ok(Response::new(v1::CreateRunResponse { run: Some(run) }));

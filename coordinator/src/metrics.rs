@@ -50,11 +50,26 @@ pub(crate) enum TaskState {
     Committing,
 }
 
+/// Which way an artifact goes, as callers see it from the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
+impl Direction {
+    fn label(self) -> KeyValue {
+        KeyValue::new("direction", if self == Self::In { "in" } else { "out" })
+    }
+}
+
 struct Instruments {
     attempts: opentelemetry::metrics::Counter<u64>,
     expired: opentelemetry::metrics::Counter<u64>,
     duration: opentelemetry::metrics::Histogram<f64>,
     append: opentelemetry::metrics::Histogram<f64>,
+    moved: opentelemetry::metrics::Counter<u64>,
+    checksum_failures: opentelemetry::metrics::Counter<u64>,
 }
 
 static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| {
@@ -77,6 +92,18 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| {
             "llm_surgeon.coordinator.journal.append.duration",
             "until a journal record is durable",
             &OF_WRITES,
+        ),
+        moved: metrics::counter(
+            "llm_surgeon.coordinator.artifacts.moved",
+            "By",
+            "bytes of artifacts that callers brought or took",
+            &[&[Direction::In.label()], &[Direction::Out.label()]],
+        ),
+        checksum_failures: metrics::counter(
+            "llm_surgeon.coordinator.artifacts.checksum_failures",
+            "{failure}",
+            "chunks or artifacts of callers whose checksum did not match",
+            &[&[]],
         ),
     }
 });
@@ -105,6 +132,27 @@ pub(crate) fn ended(phase: &'static str, outcome: Outcome, lasted: Duration) {
 pub(crate) fn appended(written: bool, lasted: Duration) {
     let outcome = if written { "written" } else { "refused" };
     INSTRUMENTS.append.record(lasted.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+}
+
+/// Counts bytes of an artifact.
+pub(crate) fn moved(direction: Direction, bytes: usize) {
+    INSTRUMENTS.moved.add(bytes as u64, &[direction.label()]);
+}
+
+/// Counts a chunk or an artifact that is not what its caller sent.
+pub(crate) fn checksum_failed() {
+    INSTRUMENTS.checksum_failures.add(1, &[]);
+}
+
+/// Tells of unfinished uploads whenever somebody asks, as long as `read` knows of them.
+pub(crate) fn watch_uploads(read: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+    let points = move || read().map(|bytes| (bytes as f64, Vec::new())).into_iter().collect();
+    metrics::gauge(
+        "llm_surgeon.coordinator.artifacts.unfinished",
+        "By",
+        "bytes that unfinished uploads are announced to have",
+        points,
+    );
 }
 
 type Points = Vec<(f64, Vec<KeyValue>)>;

@@ -1,5 +1,6 @@
 //! All runs of one store: created, found, driven, stopped.
 
+use crate::artifacts::{Artifacts, UploadLimits};
 use crate::error::{Consequence, RunError};
 use crate::event::{Ending, Event, History};
 use crate::journal::{self, Journal, JournalError};
@@ -10,6 +11,7 @@ use crate::shot::run_to_the_end;
 use crate::trace;
 use crate::turns::Turns;
 use proto::v1;
+use proto::v1::artifact_service_server::ArtifactServiceServer;
 use proto::v1::coordinator_service_server::CoordinatorServiceServer;
 use proto::v1::worker_service_server::WorkerServiceServer;
 use service::access::Guard;
@@ -41,12 +43,19 @@ pub struct Deployment {
     pub public: Guard,
     /// Who may work.
     pub workers: Guard,
+    /// How much callers may bring.
+    pub uploads: UploadLimits,
 }
 
 impl Deployment {
     /// Returns that of a coordinator whose callers are in its process.
     pub fn same_process() -> Self {
-        Self { peers: Peers::SameProcess, public: Guard::open(), workers: Guard::open() }
+        Self {
+            peers: Peers::SameProcess,
+            public: Guard::open(),
+            workers: Guard::open(),
+            uploads: UploadLimits::default(),
+        }
     }
 }
 
@@ -159,7 +168,7 @@ impl Coordinator {
         }
     }
 
-    /// Serves `CoordinatorService` and `WorkerService` on `incoming` until `shutdown`; then stops every run where it is.
+    /// Serves `CoordinatorService`, `ArtifactService` and `WorkerService` on `incoming` until `shutdown`; then stops every run where it is.
     /// Health is told at `admin` as well.
     pub async fn serve<I, C>(
         self,
@@ -178,6 +187,8 @@ impl Coordinator {
             CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
         let worker = WorkerServiceServer::new(self.clone()).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
         let stop = shutdown.child_token();
+        let artifacts = Artifacts::open(self.clone(), deployment.uploads, stop.clone()).await;
+        let artifacts = ArtifactServiceServer::new(artifacts).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
         let (stopping, fenced, on_stop) = (self.clone(), self.shared.fenced.clone(), stop.clone());
         let pausing = tokio::spawn(async move {
             tokio::select! {
@@ -189,7 +200,8 @@ impl Coordinator {
             }
         });
         let server = Server::new(deployment.peers).with_admin(admin);
-        let server = server.add_guarded(coordinator, deployment.public).add_guarded(worker, deployment.workers);
+        let server = server.add_guarded(coordinator, deployment.public.clone());
+        let server = server.add_guarded(artifacts, deployment.public).add_guarded(worker, deployment.workers);
         let served = server.serve(incoming, stop, GRACE).await;
         pausing.abort();
         expiry.abort();

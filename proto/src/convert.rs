@@ -2,12 +2,14 @@
 //!
 //! Every text and list has a limit, so that a hostile message is refused before anything is built from it.
 
+mod artifact;
 mod run;
 mod worker;
 
 use std::fmt;
 use types::{InvalidId, LayerId, RunId, Violation, WorkerId};
 
+pub use artifact::{ArtifactAddress, artifact_name, artifact_of_name};
 pub use run::{
     run_name, run_of_name, shot_name, shot_of_name, spec_without_data, spec_without_end, worker_name, worker_of_name,
 };

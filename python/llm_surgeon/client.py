@@ -16,7 +16,8 @@ from typing import Any
 
 import grpc
 
-from llm_surgeon.connection import Connection, Waits, request_id
+from llm_surgeon.artifacts import ArtifactClient
+from llm_surgeon.connection import Waits, request_id
 from llm_surgeon.v1 import coordinator_service_pb2 as messages
 from llm_surgeon.v1 import coordinator_service_pb2_grpc as stubs
 from llm_surgeon.v1 import run_pb2
@@ -103,8 +104,9 @@ def run_spec(
     return spec
 
 
-class Client(Connection):
-    """A coordinator's client. Calls that may be repeated are, while the coordinator is away."""
+class Client(ArtifactClient):
+    """A coordinator's client: runs, workers, and the bulk data of its store. Calls that may be repeated are, while the coordinator
+    is away."""
 
     def __init__(self, target: str, **options: Any) -> None:
         """As `Connection`."""

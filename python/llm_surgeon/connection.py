@@ -108,12 +108,25 @@ class Waits:
 
     def after(self, error: grpc.RpcError) -> None:
         """Waits before the next try, or raises what stays."""
-        wait = random.uniform(0.0, self._ceiling)
+        asked = _retry_delay(error)
+        wait = random.uniform(0.0, self._ceiling) + min(asked or 0.0, WAITS[1])
         code = error.code() if isinstance(error, grpc.Call) else None
-        if code not in TRANSIENT or time.monotonic() + wait > self._ends:
+        if (code not in TRANSIENT and asked is None) or time.monotonic() + wait > self._ends:
             raise refusal(error) from error
         time.sleep(wait)
         self._ceiling = min(2 * self._ceiling, WAITS[1])
+
+
+def _retry_delay(error: grpc.RpcError) -> float | None:
+    """Returns when to ask again, in seconds, if a service that is used up says it."""
+    if not isinstance(error, grpc.Call) or error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return None
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+    return None
 
 
 def refusal(error: grpc.RpcError) -> SurgeonError:

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use proto::v1::{FactorChunk, FactorHeader};
+use service::transfer::{self, ChunkFault};
 
 /// Largest file of one block that is accepted: the packed factors of a 70B block are 6 GiB.
 const MAX_BLOCK_BYTES: u64 = 32 << 30;
@@ -107,18 +108,12 @@ impl Partial {
             )));
         }
         let length = chunk.payload.len() as u64;
-        if length == 0 || length > self.bytes - self.offset() {
-            return Err(self.contract(format!("a chunk of {length} bytes at byte {} of {}", chunk.offset, self.bytes)));
-        }
-        let found = crc32c::crc32c(&chunk.payload);
-        if found != chunk.crc32c {
-            return Err(StreamFault::Checksum {
-                block: self.block,
-                offset: chunk.offset,
-                expected: chunk.crc32c,
-                found,
-            });
-        }
+        transfer::check(&chunk.payload, chunk.offset, chunk.crc32c, self.bytes).map_err(|fault| match fault {
+            ChunkFault::Checksum { offset, expected, found } => {
+                StreamFault::Checksum { block: self.block, offset, expected, found }
+            }
+            ChunkFault::Length { .. } => self.contract(fault.to_string()),
+        })?;
         // What arrives takes memory, not what the header promises: a lying header costs none.
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&chunk.payload);

@@ -15,6 +15,7 @@ use proto::convert::{Fields, InvalidMessage, MAX_LAYERS, spec_without_data};
 use proto::v1;
 use proto::v1::apply_cut_response::Part as CutPart;
 use proto::v1::upload_factors_request::Part as UploadPart;
+use service::transfer::{self, Chunk, Cut};
 use service::{Reason, StoreError, keys, status};
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -30,8 +31,6 @@ const SHOT: u32 = 1;
 const MAX_SHARDS: u32 = 1 << 16;
 /// How long the rest of a broken upload is waited for before its memory may go to another.
 const FORGOTTEN: Duration = Duration::from_mins(5);
-/// How long an upload may be silent.
-const IDLE: Duration = Duration::from_mins(1);
 const UPLOAD: Fields = Fields("UploadHeader");
 const REQUEST: Fields = Fields("request");
 
@@ -276,9 +275,11 @@ impl Standalone {
 
 /// Returns a layer and its weights as they go over the wire.
 fn parts(layer: v1::NewLayer, block: u32, bytes: &Bytes) -> Vec<v1::ApplyCutResponse> {
-    let chunks = (0..bytes.len()).step_by(proto::CHUNK_BYTES).map(|offset| {
-        let payload = bytes.slice(offset..bytes.len().min(offset + proto::CHUNK_BYTES));
-        v1::FactorChunk { block, offset: offset as u64, crc32c: crc32c::crc32c(&payload), payload }
+    let chunks = transfer::chunks(bytes, 0).map(|Chunk { offset, crc32c, payload }| v1::FactorChunk {
+        block,
+        offset,
+        crc32c,
+        payload,
     });
     let all = std::iter::once(CutPart::Layer(layer)).chain(chunks.map(CutPart::Chunk));
     all.map(|part| v1::ApplyCutResponse { part: Some(part) }).collect()
@@ -288,11 +289,11 @@ fn parts(layer: v1::NewLayer, block: u32, bytes: &Bytes) -> Vec<v1::ApplyCutResp
 async fn next(
     parts: &mut (impl Stream<Item = Result<v1::UploadFactorsRequest, Status>> + Unpin + Send),
 ) -> Result<Option<UploadPart>, Error> {
-    match tokio::time::timeout(IDLE, parts.next()).await {
-        Err(_) => Err(Error::Silent { seconds: IDLE.as_secs() }),
+    match transfer::next(parts).await {
+        Err(Cut::Silent) => Err(Error::Silent { seconds: transfer::IDLE.as_secs() }),
+        Err(Cut::Broken(status)) => Err(Error::Upload(Box::new(status))),
         Ok(None) => Ok(None),
-        Ok(Some(Err(status))) => Err(Error::Upload(Box::new(status))),
-        Ok(Some(Ok(message))) => Ok(Some(UPLOAD.required("part", message.part)?)),
+        Ok(Some(message)) => Ok(Some(UPLOAD.required("part", message.part)?)),
     }
 }
 

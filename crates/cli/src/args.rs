@@ -1,5 +1,6 @@
 //! The command line: every flag, its default and what it means. Does not open files.
 
+mod artifacts;
 mod choice;
 mod compare;
 mod eval;
@@ -12,6 +13,7 @@ mod remote;
 mod report;
 mod serve;
 
+pub(crate) use artifacts::{ArtifactsArgs, FetchArgs};
 pub(crate) use compare::CompareArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
@@ -118,6 +120,12 @@ pub(crate) enum Command {
     /// Show the workers of a coordinator, or drain one
     #[command(long_about = remote::WORKERS, after_help = exit_codes())]
     Workers(WorkersArgs),
+    /// Show what can be fetched from a coordinator's store
+    #[command(long_about = artifacts::ARTIFACTS, after_help = exit_codes())]
+    Artifacts(ArtifactsArgs),
+    /// Fetch an artifact from a coordinator's store
+    #[command(long_about = artifacts::FETCH, after_help = exit_codes())]
+    Fetch(FetchArgs),
     /// Set the reports of several output folders side by side
     #[command(long_about = compare::ABOUT, after_help = exit_codes())]
     Compare(CompareArgs),

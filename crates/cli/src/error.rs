@@ -10,8 +10,21 @@ use service::status::{Reason, chain, reason_of};
 use service::store::StoreError;
 use service::transport::TransportError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use types::InvalidRunSpec;
+
+/// What can be tried with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileAction {
+    Read,
+    Write,
+}
+
+impl std::fmt::Display for FileAction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Self::Read { "read" } else { "write" })
+    }
+}
 
 /// Why the program could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +161,33 @@ pub(crate) enum CliError {
         /// The system's answer.
         source: io::Error,
     },
+    /// An artifact that is not there.
+    #[error("there is no artifact '{name}'; llm-surgeon artifacts shows what there is")]
+    ArtifactMissing {
+        /// What was asked for.
+        name: String,
+    },
+    /// Bytes that are not what their digest says.
+    #[error("{what} does not match its digest: {problem}")]
+    Damaged {
+        /// What it is.
+        what: String,
+        /// What that means and what to do.
+        problem: String,
+    },
+    /// Another process writes the same file.
+    #[error("--out {}: another fetch is at it", .0.display())]
+    FetchedElsewhere(PathBuf),
+    /// A file that cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: FileAction,
+        /// With which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A folder without a report.
     #[error("{}: {}; name folders that prune or materialise has written", path.display(), missing(source))]
     ReportMissing {
@@ -196,6 +236,11 @@ impl CliError {
         }
     }
 
+    /// Returns a closure that makes a failure to do something with a file an error.
+    pub(crate) fn file(action: FileAction, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::File { action, path: path.to_owned(), source }
+    }
+
     /// Returns a closure that makes a refused call an error.
     pub(crate) fn call(what: &'static str) -> impl FnOnce(tonic::Status) -> Self {
         move |status| Self::Call { what, status: Box::new(status) }
@@ -206,11 +251,18 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::Spec(_) => Exit::Usage,
             Self::Model(error) => model_exit(error),
-            Self::DataMissing { .. } | Self::ReportMissing { .. } | Self::ReportForm { .. } => Exit::Input,
-            Self::OutputExists(_) | Self::OutputGone { .. } | Self::Store(StoreError::PermissionDenied { .. }) => {
-                Exit::Output
-            }
-            Self::Unwritable { source, .. } | Self::PageUnwritten { source, .. } => match source.kind() {
+            Self::DataMissing { .. }
+            | Self::ReportMissing { .. }
+            | Self::ReportForm { .. }
+            | Self::ArtifactMissing { .. }
+            | Self::File { action: FileAction::Read, .. } => Exit::Input,
+            Self::FetchedElsewhere(_)
+            | Self::OutputExists(_)
+            | Self::OutputGone { .. }
+            | Self::Store(StoreError::PermissionDenied { .. }) => Exit::Output,
+            Self::Unwritable { source, .. }
+            | Self::PageUnwritten { source, .. }
+            | Self::File { action: FileAction::Write, source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Exit::Io,
                 _ => Exit::Output,
             },
@@ -221,6 +273,7 @@ impl CliError {
             | Self::Transport(_)
             | Self::Cancelled { .. }
             | Self::Unreadable(_)
+            | Self::Damaged { .. }
             | Self::Page(_)
             | Self::Setup { .. } => Exit::Failed,
             Self::Call { status, .. } => reason_of(status).map_or(Exit::Failed, failed_exit),
@@ -312,12 +365,19 @@ fn signal_name(signal: Signal) -> &'static str {
 fn failed_exit(reason: Reason) -> Exit {
     match reason {
         Reason::MessageInvalid | Reason::SpecInvalid | Reason::TargetUnreachable => Exit::Usage,
-        Reason::ModelInvalid | Reason::DataInvalid | Reason::InputInvalid | Reason::AddressRefused => Exit::Input,
+        Reason::ModelInvalid
+        | Reason::DataInvalid
+        | Reason::InputInvalid
+        | Reason::AddressRefused
+        | Reason::ArtifactTooLarge => Exit::Input,
         Reason::OutputExists | Reason::OutputRefused => Exit::Output,
         Reason::StoreFull | Reason::StoreDenied | Reason::StoreUnavailable => Exit::Io,
-        Reason::RunPaused | Reason::Fenced | Reason::PeerUnavailable | Reason::ShuttingDown | Reason::Busy => {
-            Exit::Paused
-        }
+        Reason::RunPaused
+        | Reason::Fenced
+        | Reason::PeerUnavailable
+        | Reason::ShuttingDown
+        | Reason::Busy
+        | Reason::TransfersFull => Exit::Paused,
         Reason::OutputWrong
         | Reason::RunNotFound
         | Reason::RunEnded

@@ -50,6 +50,8 @@ fn main() -> ExitCode {
         Command::Cancel(args) => remote::control(&args, Control::Cancel),
         Command::Delete(args) => remote::control(&args, Control::Delete),
         Command::Workers(args) => remote::workers(&args),
+        Command::Artifacts(args) => remote::artifacts(&args),
+        Command::Fetch(args) => remote::fetch(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Serve(args) => return serve::run(args),
     };

@@ -5,6 +5,9 @@
 mod estimate;
 mod lines;
 mod tracker;
+mod transfer;
+
+pub(crate) use transfer::Transfer;
 
 use crate::error::CliError;
 use crate::output::tell;

@@ -10,7 +10,7 @@ pub(crate) use check::{missing_data, output_parent, state_folder};
 pub(crate) use command::command;
 pub(crate) use follow::{Follower, run_id};
 pub(crate) use journal::{Journal, journal_of, journal_so_far};
-pub(crate) use request::{absolute, spec, unchecked, usual_seq_len};
+pub(crate) use request::{absolute, is_address, spec, unchecked, usual_seq_len};
 
 use crate::args::{MachineArgs, PruneArgs};
 use crate::error::{CliError, report_error};

@@ -1,8 +1,15 @@
-//! What talks to a coordinator elsewhere: asks for runs, shows, follows and stops them, shows and drains workers.
+//! What talks to a coordinator elsewhere: asks for runs, shows, follows and stops them, shows and drains workers, moves files to its store
+//! and from there.
 
+mod artifacts;
+mod fetch;
 mod show;
+mod upload;
 
-use crate::args::{ControlArgs, ListArgs, RemoteArgs, SubmitArgs, WatchArgs, WorkersArgs};
+pub(crate) use artifacts::artifacts;
+pub(crate) use fetch::fetch;
+
+use crate::args::{ControlArgs, ListArgs, RemoteArgs, RunArgs, SubmitArgs, WatchArgs, WorkersArgs};
 use crate::error::CliError;
 use crate::local::{Client, call, each_run, message_thread};
 use crate::output::{print, print_json, print_line};
@@ -10,12 +17,13 @@ use crate::progress::Display;
 use crate::prune::{self, Follower, Journal, journal_so_far, run_id};
 use model::ModelFolder;
 use proto::v1;
+use proto::v1::artifact_service_client::ArtifactServiceClient;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use service::access::TokenFile;
 use service::listen::Plain;
 use service::retry::{Retry, within};
 use service::tls::Tls;
-use service::{Connector, MemoryNetwork, RequestIds, Shutdown};
+use service::{Connector, MemoryNetwork, RequestIds, Shutdown, Wire};
 use std::time::{Duration, SystemTime};
 use types::RunSpec;
 
@@ -34,8 +42,12 @@ pub(crate) enum Control {
 /// Asks for a run.
 pub(crate) fn submit(args: &SubmitArgs) -> Result<(), CliError> {
     let display = prune::start_display(args.quiet)?;
-    let spec = spec(args)?;
-    connected(&args.remote, async |client| {
+    let mut spec = spec(&args.run)?;
+    linked(&args.remote, async |link| {
+        if args.upload {
+            spec = self::spec(&upload::bring(&link, &args.run, &display).await?)?;
+        }
+        let client = link.client;
         let request_id = RequestIds::new("submit").next();
         let request =
             v1::CreateRunRequest { request_id, spec: Some(spec.clone().into()), validate_only: args.validate_only };
@@ -53,17 +65,17 @@ pub(crate) fn submit(args: &SubmitArgs) -> Result<(), CliError> {
 }
 
 /// Returns what is asked for. What can be checked from here is; the workers check the rest.
-fn spec(args: &SubmitArgs) -> Result<RunSpec, CliError> {
-    if args.run.model.exists() {
-        return prune::spec(&args.run, ModelFolder::open(&args.run.model)?.config());
+fn spec(run: &RunArgs) -> Result<RunSpec, CliError> {
+    if run.model.exists() {
+        return prune::spec(run, ModelFolder::open(&run.model)?.config());
     }
-    let Some(seq_len) = args.run.seq_len else {
+    let Some(seq_len) = run.seq_len else {
         return Err(CliError::Usage(format!(
             "{} is not to be seen from here, so --seq-len has no default; say how many tokens a sample has",
-            args.run.model.display()
+            run.model.display()
         )));
     };
-    prune::unchecked(&args.run, seq_len)?.validated().map_err(CliError::Spec)
+    prune::unchecked(run, seq_len)?.validated().map_err(CliError::Spec)
 }
 
 /// Shows all runs.
@@ -165,8 +177,21 @@ pub(crate) fn workers(args: &WorkersArgs) -> Result<(), CliError> {
     })
 }
 
+/// The coordinator's services, as this program uses them.
+#[derive(Debug, Clone)]
+struct Link {
+    client: Client,
+    /// Over connections of its own: bulk data does not delay calls.
+    artifacts: ArtifactServiceClient<Wire>,
+}
+
 /// Does something with a client of the coordinator.
 fn connected<T>(args: &RemoteArgs, work: impl AsyncFnOnce(Client) -> Result<T, CliError>) -> Result<T, CliError> {
+    linked(args, async |link| work(link.client).await)
+}
+
+/// Does something with the coordinator's services.
+fn linked<T>(args: &RemoteArgs, work: impl AsyncFnOnce(Link) -> Result<T, CliError>) -> Result<T, CliError> {
     let usage = |error: &dyn std::error::Error| CliError::Usage(service::status::chain(error));
     let tls = Tls::open_caller(&args.tls).map_err(|e| usage(&e))?;
     let token = args.token_file.as_deref().map(TokenFile::open).transpose().map_err(|e| usage(&e))?;
@@ -174,8 +199,10 @@ fn connected<T>(args: &RemoteArgs, work: impl AsyncFnOnce(Client) -> Result<T, C
         let connector = Connector::new(MemoryNetwork::new()).between_hosts(tls, Plain::new(args.insecure), token);
         let wire = connector.channel(&args.coordinator)?;
         let client = CoordinatorServiceClient::new(wire).max_decoding_message_size(proto::MAX_CONTROL_BYTES);
+        let artifacts = ArtifactServiceClient::new(connector.bulk_channel(&args.coordinator)?)
+            .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
         greet(&client, &args.coordinator).await?;
-        work(client).await
+        work(Link { client, artifacts }).await
     })
 }
 

@@ -82,6 +82,15 @@ pub fn read_documents(options: &DataOptions, tokenizer: &Tokenizer) -> Result<Do
     Ok(Documents { documents, skipped, digest })
 }
 
+/// Returns the files that some paths mean, in reading order, each with the ending that tells its format, as `.jsonl.gz`.
+///
+/// # Errors
+/// A path that does not exist or matches nothing, a file whose name tells no format.
+pub fn data_files(paths: &[String]) -> Result<Vec<(PathBuf, String)>, ModelError> {
+    let files = files::find(paths)?;
+    Ok(files.into_iter().map(|file| (file.path.clone(), file.ending())).collect())
+}
+
 /// Returns how many documents of `b` are also in `a`, white space around them aside.
 pub fn overlap(a: &Documents, b: &Documents) -> u64 {
     let hash = |d: &Document| blake3::hash(d.text.trim().as_bytes());

@@ -15,14 +15,62 @@
 //! runs/{run}/shots/{shot}/rounds/{round}                     the manifest after a round that is not the shot's last
 //! runs/{run}/shots/{shot}/checkpoint                         the shot's manifest, written last
 //! runs/{run}/shots/{shot}/corrected                          its manifest after a correction
-//! artifacts/{blake3}                                         what a caller brought
+//! artifacts/{blake3}                                         what callers brought, whole
+//! uploads/{blake3}-{bytes}-{nonce}/{offset}                  a part of what they have not brought whole yet
 //! ```
 
 use types::RunId;
 
-/// Returns the key of what a caller brought, by its digest.
+/// The folder of what callers brought.
+pub const ARTIFACTS: &str = "artifacts";
+/// The folder of all runs.
+pub const RUNS: &str = "runs";
+/// The folder of what callers have not brought whole yet.
+pub const UPLOADS: &str = "uploads";
+
+/// Returns the key of what callers brought, by its digest.
 pub fn artifact(blake3: &str) -> String {
-    format!("artifacts/{blake3}")
+    format!("{ARTIFACTS}/{blake3}")
+}
+
+/// Says whether a run's key is of something that callers may read: results, and sums of factors. Everything else is how services
+/// work with each other, the journal above all.
+pub fn is_result(key: &str) -> bool {
+    let mut parts = key.split('/');
+    let [Some(RUNS), Some(run), Some("shots"), Some(shot)] = std::array::from_fn(|_| parts.next()) else {
+        return false;
+    };
+    let rest: Vec<&str> = parts.collect();
+    let is_shown = match *rest.as_slice() {
+        ["removal_order.jsonl"] => true,
+        [manifest] => ["checkpoint", "corrected"].iter().any(|name| is_manifest(manifest, name)),
+        ["rounds" | "running", number] => is_number(number),
+        ["weights", blake3] => is_digest(blake3),
+        ["scores", round, block] => is_number(round) && is_number(block),
+        ["factors", "merged", pass, block, shards] => [pass, block, shards].into_iter().all(is_number),
+        _ => false,
+    };
+    is_shown && is_number(shot) && RunId::new(run).is_ok()
+}
+
+/// Returns the digest that a key ends with, if what lies there is named by its digest.
+pub fn digest(key: &str) -> Option<&str> {
+    let (folder, name) = key.rsplit_once('/')?;
+    let by_digest = folder == ARTIFACTS || folder.ends_with("/weights");
+    (by_digest && is_digest(name)).then_some(name)
+}
+
+fn is_manifest(name: &str, kind: &str) -> bool {
+    name.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.strip_prefix('-').is_some_and(is_number))
+}
+
+fn is_number(text: &str) -> bool {
+    (1..=10).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Says whether a text is a BLAKE3 digest as keys have it.
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Returns the folder of a run.
@@ -129,4 +177,50 @@ pub fn removal_order(run: &RunId, number: u32) -> String {
 /// Returns the key of a shot's manifest; `attempt` counts how often the shot was taken back.
 pub fn checkpoint(run: &RunId, number: u32, attempt: u32) -> String {
     format!("{}/checkpoint{}", shot(run, number), again(attempt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_run_found_is_shown_and_how_it_works_is_hidden() {
+        let run = RunId::new("r-1").unwrap();
+        let blake3 = "0a".repeat(32);
+        let shown = [
+            checkpoint(&run, 1, 0),
+            checkpoint(&run, 1, 2),
+            corrected(&run, 1, 0),
+            round(&run, 1, 3),
+            weights(&run, 1, &blake3),
+            removal_order(&run, 1),
+            scores(&run, 1, 0, 7),
+            merged(&run, 1, 0, 7, 2),
+            running(&run, 1, 7),
+        ];
+        for key in shown {
+            assert!(is_result(&key), "{key}");
+        }
+        let hidden = [
+            record(&run, 1),
+            journal(&run),
+            super::run(&run),
+            factors(&run, 1, 0, 7),
+            weighers(&run, 1, 1, 7),
+            refined(&run, 1, 0, 7),
+            artifact(&blake3),
+            format!("{}/x", checkpoint(&run, 1, 0)),
+            checkpoint(&run, 1, 0) + "#1",
+            "runs/r-1/shots/0001/weights/..".to_owned(),
+            "runs/../shots/0001/checkpoint".to_owned(),
+            "runs/r-1/shots/0001/../../journal/0000000001".to_owned(),
+            String::new(),
+        ];
+        for key in hidden {
+            assert!(!is_result(&key), "{key}");
+        }
+        assert_eq!(digest(&weights(&run, 1, &blake3)), Some(blake3.as_str()));
+        assert_eq!(digest(&artifact(&blake3)), Some(blake3.as_str()));
+        assert_eq!(digest(&checkpoint(&run, 1, 0)), None);
+    }
 }

@@ -23,6 +23,7 @@ pub mod status;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod transfer;
 pub mod transport;
 pub mod worker;
 

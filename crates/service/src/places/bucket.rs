@@ -3,7 +3,7 @@
 use super::PlaceError;
 use crate::ahead::Ahead;
 use crate::compute::Beat;
-use crate::store::{Listed, Store, StoreError};
+use crate::store::{Entry, Store, StoreError};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
 use std::io;
@@ -26,13 +26,13 @@ const AHEAD: usize = 32;
 const COPIES: usize = 4;
 
 /// Files by name.
-pub(super) type Files = BTreeMap<String, Listed>;
+pub(super) type Files = BTreeMap<String, Entry>;
 
 /// Returns the files that lie in a folder itself, by name; those below its folders, hidden ones and names that no model file has
 /// are left out.
 pub(super) async fn list_folder(store: &Store, folder: &str) -> Result<Files, StoreError> {
     let prefix = format!("{folder}/");
-    let listed = store.list_sized(folder).await?;
+    let listed = store.list_entries(folder).await?;
     let own = listed.into_iter().filter_map(|found| {
         let name = found.key.strip_prefix(&prefix)?.to_owned();
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -85,18 +85,18 @@ impl BucketFiles {
         Self { store, files, runtime, beat, ahead: Ahead::new(AHEAD) }
     }
 
-    fn listed(&self, file: &str) -> Option<Listed> {
+    fn listed(&self, file: &str) -> Option<Entry> {
         self.files.get(file).cloned()
     }
 }
 
 /// Returns a range, in pieces that are on their way side by side.
-async fn fetch(store: Store, of: Listed, range: Range<u64>, beat: Option<Beat>) -> Result<Vec<u8>, StoreError> {
+async fn fetch(store: Store, of: Entry, range: Range<u64>, beat: Option<Beat>) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
     let end = range.end;
     let pieces = range.step_by(PIECE as usize).map(|from| {
         let (store, of) = (store.clone(), of.clone());
-        async move { store.get_range(&of, from..(from + PIECE).min(end)).await }
+        async move { store.get_range_of(&of, from..(from + PIECE).min(end)).await }
     });
     let mut pieces = futures::stream::iter(pieces).buffered(SIDE_BY_SIDE);
     while let Some(piece) = pieces.next().await {

@@ -82,7 +82,7 @@ impl BucketOutput {
     }
 
     async fn listed(&self) -> Result<Vec<String>, PlaceError> {
-        let listed = self.store.list_sized(&self.name).await.map_err(|source| at(&self.address, source))?;
+        let listed = self.store.list_entries(&self.name).await.map_err(|source| at(&self.address, source))?;
         Ok(listed.into_iter().map(|found| found.key).collect())
     }
 
@@ -106,7 +106,7 @@ impl BucketOutput {
         let path = self.staging.join(RunReport::FILE);
         let ours = tokio::fs::read(&path).await.map_err(|source| PlaceError::Scratch { path, source })?;
         let key = format!("{}/{}", self.name, RunReport::FILE);
-        match self.store.stat(&key).await.map_err(|source| at(&self.address, source))? {
+        match self.store.entry(&key).await.map_err(|source| at(&self.address, source))? {
             Some(found) if found.bytes == ours.len() as u64 => {
                 let there = self.store.get(&key).await.map_err(|source| at(&self.address, source))?;
                 Ok(there == ours)

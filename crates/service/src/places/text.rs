@@ -3,8 +3,9 @@
 use super::address::BucketAddress;
 use super::{Inner, PlaceError, address, at};
 use crate::keys;
-use crate::store::Listed;
+use crate::store::Entry;
 use futures::{StreamExt, TryStreamExt};
+use proto::convert::ArtifactAddress;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -25,10 +26,10 @@ pub(super) fn from_bucket(inner: &Inner, address: &str, parts: &BucketAddress<'_
 
 async fn copied(inner: &Inner, address: &str, (parent, name): (&str, &str)) -> Result<String, PlaceError> {
     let store = inner.open(parent).await.map_err(|source| at(address, source))?;
-    let object = store.stat(name).await.map_err(|source| at(address, source))?;
+    let object = store.entry(name).await.map_err(|source| at(address, source))?;
     let files = match object {
         Some(listed) => vec![listed],
-        None => store.list_sized(name).await.map_err(|source| at(address, source))?,
+        None => store.list_entries(name).await.map_err(|source| at(address, source))?,
     };
     if files.is_empty() {
         return Err(PlaceError::Nothing { address: address.to_owned() });
@@ -52,7 +53,7 @@ async fn copied(inner: &Inner, address: &str, (parent, name): (&str, &str)) -> R
 }
 
 /// Says whether an object is one that a folder of a host would show.
-fn is_visible(listed: &Listed) -> bool {
+fn is_visible(listed: &Entry) -> bool {
     listed.key.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
 }
 
@@ -61,7 +62,7 @@ async fn is_whole(path: &Path, bytes: u64) -> bool {
     tokio::fs::metadata(path).await.is_ok_and(|found| found.len() == bytes)
 }
 
-fn fingerprint(address: &str, files: &[Listed]) -> String {
+fn fingerprint(address: &str, files: &[Entry]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(address.as_bytes());
     for listed in files {
@@ -72,7 +73,8 @@ fn fingerprint(address: &str, files: &[Listed]) -> String {
 }
 
 /// Returns the path of a copy of what a caller wrote into the store.
-pub(super) fn from_artifact(inner: &Inner, address: &str, digest: &str, ending: &str) -> Result<String, PlaceError> {
+pub(super) fn from_artifact(inner: &Inner, address: &str, artifact: &ArtifactAddress) -> Result<String, PlaceError> {
+    let ArtifactAddress { blake3: digest, ending } = artifact;
     let path = inner.scratch.path()?.join("artifacts").join(format!("{digest}{ending}"));
     if !path.exists() {
         let partial = path.with_extension("part");

@@ -3,15 +3,13 @@
 use super::{Store, StoreError, checked, failed};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::{ObjectStoreExt, WriteMultipart};
+use object_store::ObjectStoreExt;
 use std::io;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Bytes of one part of a large object; below it an object is written at once. 10,000 parts are allowed: 160 GB a file.
-const PART: usize = 16 << 20;
-/// Parts under way at a time.
-const PARTS: usize = 4;
+/// What is read of a file at a time; a smaller one is written at once.
+const PIECE: usize = 8 << 20;
 
 /// Why a copy was not made.
 #[derive(Debug, thiserror::Error)]
@@ -54,40 +52,32 @@ impl Store {
     pub async fn upload(&self, key: &str, path: &Path) -> Result<(), TransferFault> {
         let file = |source| TransferFault::File { path: path.to_owned(), source };
         let mut content = tokio::fs::File::open(path).await.map_err(file)?;
-        let mut part = read_part(&mut content).await.map_err(file)?;
-        if part.len() < PART {
-            return Ok(self.put(key, part).await?);
+        let mut piece = read_piece(&mut content).await.map_err(file)?;
+        if piece.len() < PIECE {
+            return Ok(self.put(key, piece).await?);
         }
-        let store = |e| TransferFault::Store(failed(key, e));
-        let begun = self.objects.put_multipart(&checked(key)?).await.map_err(store)?;
-        let mut upload = WriteMultipart::new_with_chunk_size(begun, PART);
-        while !part.is_empty() {
-            // Small parts but the last one are what S3 refuses: each of ours is as large as it says.
-            let sent = async { upload.wait_for_capacity(PARTS).await.map_err(store) }.await;
-            let next = match sent {
-                Ok(()) => {
-                    upload.put(part);
-                    read_part(&mut content).await.map_err(file)
-                }
-                Err(fault) => Err(fault),
+        let mut staged = self.stage(key).await?;
+        loop {
+            let written = async {
+                staged.write(piece).await?;
+                read_piece(&mut content).await.map_err(file)
             };
-            match next {
-                Ok(next) => part = next,
+            piece = match written.await {
+                Ok(next) if next.is_empty() => return Ok(staged.publish().await?),
+                Ok(next) => next,
                 Err(fault) => {
-                    // What came of the parts already there is the bucket's rule for unfinished uploads.
-                    let _ = upload.abort().await;
+                    // Of what stays after this nobody sees anything; a bucket has a rule for it.
+                    let _ = staged.discard().await;
                     return Err(fault);
                 }
-            }
+            };
         }
-        upload.finish().await.map(drop).map_err(store)
     }
 }
 
-/// Returns the next part of a file: shorter at its end, empty behind it.
-async fn read_part(file: &mut tokio::fs::File) -> io::Result<Bytes> {
-    let mut part = Vec::with_capacity(PART);
-    let mut limited = file.take(PART as u64);
-    limited.read_to_end(&mut part).await?;
-    Ok(part.into())
+/// Returns the next piece of a file: shorter at its end, empty behind it.
+async fn read_piece(file: &mut tokio::fs::File) -> io::Result<Bytes> {
+    let mut piece = Vec::with_capacity(PIECE);
+    file.take(PIECE as u64).read_to_end(&mut piece).await?;
+    Ok(piece.into())
 }
