@@ -4,7 +4,7 @@ use prost::Message;
 use std::io::Result;
 
 fn main() -> Result<()> {
-    let files = ["run", "coordinator_service", "worker_service", "calibrator_service", "surgeon_service"]
+    let files = ["run", "path", "coordinator_service", "worker_service", "calibrator_service", "surgeon_service"]
         .map(|name| format!("llm_surgeon/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=llm_surgeon");
     let descriptors = protox::compile(&files, ["."]).map_err(std::io::Error::other)?;

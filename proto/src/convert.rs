@@ -2,12 +2,14 @@
 //!
 //! Every text and list has a limit, so that a hostile message is refused before anything is built from it.
 
+mod path;
 mod run;
 mod worker;
 
 use std::fmt;
 use types::{InvalidId, LayerId, RunId, Violation, WorkerId};
 
+pub use path::{MAX_STEPS, path_messages};
 pub use run::{
     run_name, run_of_name, shot_name, shot_of_name, spec_without_data, spec_without_end, worker_name, worker_of_name,
 };
@@ -125,6 +127,11 @@ impl Fields {
             return Err(self.bad(field, format!("{value} is more than {max}")));
         }
         Ok(value)
+    }
+
+    /// Returns a number that is one: neither infinite nor NaN.
+    pub fn finite(self, field: &str, value: f64) -> Result<f64, InvalidMessage> {
+        if value.is_finite() { Ok(value) } else { Err(self.bad(field, format!("{value} is not finite"))) }
     }
 
     /// Returns a BLAKE3 digest as 64 hex digits.
