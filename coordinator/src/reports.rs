@@ -5,6 +5,7 @@
 //! name anything else. After a restart nothing is remembered: tasks are new then, and so are their attempts.
 
 use crate::error::{RunError, lease_status};
+use crate::result;
 use crate::run::Run;
 use crate::runs::Coordinator;
 use crate::scores::{self, Coming, Due};
@@ -69,7 +70,7 @@ impl Coordinator {
             generation: header.generation,
         };
         let Asked { task, run, block } = self.asked(reporter.held())?;
-        let Some(Work::Score(work)) = task.work.filter(|_| !run.spec().structure.is_masked()).filter(gives_scores)
+        let Some(Work::Score(work)) = task.work.filter(|_| !run.spec().structure.is_masked()).filter(result::reports)
         else {
             return Err(refused(PATHS.bad("header.task_id", "it is no task that gives removal paths")));
         };
@@ -100,7 +101,7 @@ impl Coordinator {
             generation: request.generation,
         };
         let Asked { task, run, block } = self.asked(reporter.held())?;
-        let (due, key) = match task.work.filter(|_| run.spec().structure.is_masked()).filter(gives_scores) {
+        let (due, key) = match task.work.filter(|_| run.spec().structure.is_masked()).filter(result::reports) {
             Some(Work::Score(work)) => {
                 (scores::items(&block, run.spec()), keys::scores(run.id(), task.shot, work.round, work.block))
             }
@@ -198,15 +199,6 @@ impl Coordinator {
             Ok(_) => reason.status(message),
             Err(lost) => lease_status(&lost),
         }
-    }
-}
-
-/// Says whether a task gives paths or histograms.
-fn gives_scores(work: &Work) -> bool {
-    match work {
-        Work::Score(work) => !work.gather_only,
-        Work::Refine(_) => true,
-        _ => false,
     }
 }
 

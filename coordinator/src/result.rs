@@ -13,7 +13,7 @@ pub(crate) fn check(task: &v1::Task, result: &TaskResult, seconds: f64) -> Resul
     if !task.work.as_ref().is_some_and(|work| is_of(work, result)) {
         return Err(FIELDS.bad("result", "it is the result of another stage"));
     }
-    if reports(task) && named(task, result).is_none() {
+    if task.work.as_ref().is_some_and(reports) && named(task, result).is_none() {
         return Err(FIELDS.bad("result", "it does not say where its report lies"));
     }
     if !(seconds.is_finite() && seconds >= 0.0) {
@@ -28,17 +28,17 @@ pub(crate) fn check(task: &v1::Task, result: &TaskResult, seconds: f64) -> Resul
 /// Returns the object that a result names and that its worker must have reported.
 pub(crate) fn named<'a>(task: &v1::Task, result: &'a TaskResult) -> Option<&'a v1::ObjectRef> {
     match result {
-        TaskResult::Score(r) if reports(task) => r.scores.as_ref(),
+        TaskResult::Score(r) if task.work.as_ref().is_some_and(reports) => r.scores.as_ref(),
         TaskResult::Refine(r) => r.histograms.as_ref(),
         _ => None,
     }
 }
 
 /// Says whether a report goes before the result of a task.
-fn reports(task: &v1::Task) -> bool {
-    match &task.work {
-        Some(Work::Score(work)) => !work.gather_only,
-        Some(Work::Refine(_)) => true,
+pub(crate) fn reports(work: &Work) -> bool {
+    match work {
+        Work::Score(work) => !work.gather_only,
+        Work::Refine(_) => true,
         _ => false,
     }
 }

@@ -146,16 +146,20 @@ fn more_than_the_model_has_is_not_even_taken_in() {
 #[test]
 fn a_path_goes_on_where_the_last_message_ended_and_half_a_report_is_none() {
     let more = |path: RemovalPath| v1::LayerPath { damping: None, ..path.into() };
-    let mut whole = coming(2, 4);
-    whole.add(heads(&[0]).into()).unwrap();
-    whole.add(more(heads(&[2]))).unwrap();
-    let mut half = coming(2, 4);
-    half.add(heads(&[0, 2]).into()).unwrap();
-    whole.add(channels(&[1]).into()).unwrap();
-    assert!(whole.add(channels(&[2]).into()).is_err(), "it begins a second time");
-    assert!(whole.add(more(channels(&[]))).is_err(), "it goes on with nothing");
+    let after_three = || {
+        let mut coming = coming(2, 4);
+        coming.add(heads(&[0]).into()).unwrap();
+        coming.add(more(heads(&[2]))).unwrap();
+        coming.add(channels(&[1]).into()).unwrap();
+        coming
+    };
+    assert!(after_three().add(channels(&[2]).into()).is_err(), "it begins a second time");
+    assert!(after_three().add(more(channels(&[]))).is_err(), "it goes on with nothing");
+    let mut whole = after_three();
     whole.add(more(channels(&[2]))).unwrap();
     assert_eq!(whole.finish(), Ok(vec![heads(&[0, 2]), channels(&[1, 2])]));
+    let mut half = coming(2, 4);
+    half.add(heads(&[0, 2]).into()).unwrap();
     let short = half.finish().unwrap_err().to_string();
     assert!(short.contains("1 of 2 layers and 2 of 4 steps came"), "{short}");
 }
