@@ -61,10 +61,10 @@ impl Coordinator {
         mut parts: impl Stream<Item = Result<v1::ReportPathsRequest, Status>> + Unpin + Send,
     ) -> Result<ObjectRef, Status> {
         let Some(Part::Header(header)) = next(&mut parts).await? else {
-            return Err(refused(PATHS.bad("part", "the first message must be a header")));
+            return Err(invalid_message(&PATHS.bad("part", "the first message must be a header")));
         };
         let reporter = Reporter {
-            request_id: request_id(header.request_id).map_err(refused)?,
+            request_id: request_id(header.request_id).map_err(|e| invalid_message(&e))?,
             worker: parse_worker(&header.worker)?,
             task_id: header.task_id,
             generation: header.generation,
@@ -72,7 +72,7 @@ impl Coordinator {
         let Asked { task, run, block } = self.asked(reporter.held())?;
         let Some(Work::Score(work)) = task.work.filter(|_| !run.spec().structure.is_masked()).filter(result::reports)
         else {
-            return Err(refused(PATHS.bad("header.task_id", "it is no task that gives removal paths")));
+            return Err(invalid_message(&PATHS.bad("header.task_id", "it is no task that gives removal paths")));
         };
         let due = run
             .history(|h| Due::of(&block, run.spec().structure, |layer: &LayerId| h.layer_after(task.shot - 1, layer)));
@@ -80,11 +80,11 @@ impl Coordinator {
         loop {
             match next(&mut parts).await? {
                 Some(Part::Path(path)) => coming.add(path).map_err(|e| self.fault(&reporter, &e))?,
-                Some(Part::Header(_)) => return Err(refused(PATHS.bad("part", "a second header came"))),
+                Some(Part::Header(_)) => return Err(invalid_message(&PATHS.bad("part", "a second header came"))),
                 None => break,
             }
         }
-        let paths = coming.finish().map_err(refused)?; // it broke: the call is made again
+        let paths = coming.finish().map_err(|e| invalid_message(&e))?; // it broke: the call is made again
         due.check(&paths).map_err(|e| self.fault(&reporter, &e))?;
         let key = keys::scores(run.id(), task.shot, work.round, work.block);
         self.store_report(&run, &reporter, (key, json(&paths)?)).await
@@ -93,9 +93,9 @@ impl Coordinator {
     /// Takes the histograms of a block's layers; returns where they lie.
     pub(crate) async fn take_histograms(&self, request: v1::ReportCostHistogramRequest) -> Result<ObjectRef, Status> {
         let bytes = proto::encoded_bytes(&request);
-        HISTOGRAMS.at_most("histograms", bytes, proto::MAX_MESSAGE_BYTES, "bytes").map_err(refused)?;
+        HISTOGRAMS.at_most("histograms", bytes, proto::MAX_MESSAGE_BYTES, "bytes").map_err(|e| invalid_message(&e))?;
         let reporter = Reporter {
-            request_id: request_id(request.request_id).map_err(refused)?,
+            request_id: request_id(request.request_id).map_err(|e| invalid_message(&e))?,
             worker: parse_worker(&request.worker)?,
             task_id: request.task_id,
             generation: request.generation,
@@ -113,10 +113,10 @@ impl Coordinator {
                     RunError::Store(e) => self.store_failed(&reporter, &e),
                     other => other.status(),
                 })?;
-                let digit = u16::try_from(work.digit).unwrap_or(u16::MAX);
+                let digit = work.digit as u16; // ours: it was one when the task was made
                 (scores::items_with(&first, digit), keys::refined(run.id(), task.shot, work.round, work.block))
             }
-            _ => return Err(refused(HISTOGRAMS.bad("task_id", "it is no task that gives histograms"))),
+            _ => return Err(invalid_message(&HISTOGRAMS.bad("task_id", "it is no task that gives histograms"))),
         };
         let histograms: Vec<CostHistogram> = HISTOGRAMS
             .list("histograms", request.histograms, MAX_LAYERS)
@@ -144,7 +144,7 @@ impl Coordinator {
             Some(Work::Score(work)) => work.block,
             Some(Work::Refine(work)) => work.block,
             Some(Work::Update(work)) => work.block,
-            _ => return Err(refused(Fields("request").bad("task_id", "it is no task of one block's layers"))),
+            _ => return Err(invalid_message(&Fields("request").bad("task_id", "it is no task of one block's layers"))),
         };
         let ended = || Reason::TaskUnknown.status(format!("run '{}' of task '{}' has ended", task.run, held.task_id));
         let run = types::RunId::new(&task.run).ok().and_then(|id| self.get(&id)).ok_or_else(ended)?;
@@ -172,7 +172,9 @@ impl Coordinator {
                 let problem = format!("request id '{}' was used for another report", before.request_id);
                 return Err(Reason::RequestIdReused.status(problem));
             }
-            Some(_) => return Err(refused(PATHS.bad("header.task_id", "this attempt has reported something else"))),
+            Some(_) => {
+                return Err(invalid_message(&PATHS.bad("header.task_id", "this attempt has reported something else")));
+            }
             None => {}
         }
         run.store().put(&object.key, bytes).await.map_err(|e| self.store_failed(reporter, &e))?;
@@ -209,12 +211,10 @@ async fn next(
     let silent = |_| Reason::PeerUnavailable.status(format!("the report was silent for {} s", IDLE.as_secs()));
     let Some(message) = tokio::time::timeout(IDLE, parts.next()).await.map_err(silent)? else { return Ok(None) };
     let message = message?;
-    PATHS.at_most("part", proto::encoded_bytes(&message), proto::MAX_MESSAGE_BYTES, "bytes").map_err(refused)?;
-    PATHS.required("part", message.part).map(Some).map_err(refused)
-}
-
-fn refused(invalid: InvalidMessage) -> Status {
-    invalid_message(&invalid)
+    PATHS
+        .at_most("part", proto::encoded_bytes(&message), proto::MAX_MESSAGE_BYTES, "bytes")
+        .map_err(|e| invalid_message(&e))?;
+    PATHS.required("part", message.part).map(Some).map_err(|e| invalid_message(&e))
 }
 
 /// Returns a report as it lies in the store.

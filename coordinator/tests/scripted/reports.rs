@@ -154,8 +154,8 @@ async fn a_report_that_breaks_in_the_middle_leaves_nothing_and_is_made_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn histograms_that_count_other_items_than_there_are_are_refused() {
-    let elements = || RunSpec { structure: Structure::Element, target: Target::Size(0.8), ..spec() };
     type Spoil = fn(&mut Vec<CostHistogram>);
+    let elements = || RunSpec { structure: Structure::Element, target: Target::Size(0.8), ..spec() };
     let cases: [(&str, Spoil); 4] = [
         ("an item less", |all| all[0].bins[0].1 -= 1),
         ("an item more", |all| all[1].bins[0].1 += 1),
