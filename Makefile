@@ -164,8 +164,12 @@ golden: ## Make testdata/golden again with transformers + torch: a reviewed diff
 	@scripts/golden.sh
 
 .PHONY: proto-breaking
-proto-breaking: ## Whether proto/ breaks callers of the last tag (REF=... for another commit)
+proto-breaking: ## Whether proto/ breaks callers of the last tag, or of proto/baseline.binpb (REF=... for another commit)
 	@scripts/buf_breaking.sh $(REF)
+
+.PHONY: proto-baseline
+proto-baseline: ## Make proto/baseline.binpb again, for a release: what callers know from then on
+	@scripts/buf_breaking.sh renew
 
 # ---- measure ---------------------------------------------------------------------------------------------------------
 

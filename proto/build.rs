@@ -4,9 +4,10 @@ use prost::Message;
 use std::io::Result;
 
 fn main() -> Result<()> {
-    let files =
-        ["run", "coordinator_service", "worker_service", "calibrator_service", "surgeon_service", "artifact_service"]
-            .map(|name| format!("llm_surgeon/v1/{name}.proto"));
+    let services =
+        ["coordinator_service", "worker_service", "calibrator_service", "surgeon_service", "artifact_service"];
+    let files: Vec<String> =
+        ["run", "path"].into_iter().chain(services).map(|name| format!("llm_surgeon/v1/{name}.proto")).collect();
     println!("cargo:rerun-if-changed=llm_surgeon");
     let descriptors = protox::compile(&files, ["."]).map_err(std::io::Error::other)?;
     // What reflection tells to clients that have no copy of the contract.

@@ -128,12 +128,12 @@ prepare_go() {
   mkdir -p "$source/smoke"
   for generator in go go-grpc; do
     options+=("--plugin=protoc-gen-$generator=$folder/usr/bin/protoc-gen-$generator" "--${generator}_out=$work/gopath/src")
-    for file in coordinator_service run worker_service; do
+    for file in coordinator_service path run worker_service; do
       options+=("--${generator}_opt=Mllm_surgeon/v1/$file.proto=llmsurgeon/v1")
     done
   done
   (cd "$root/proto" && "$interpreter" -m grpc_tools.protoc --proto_path=. "${options[@]}" \
-    llm_surgeon/v1/{coordinator_service,run,worker_service}.proto) || die "the messages for Go could not be made"
+    llm_surgeon/v1/{coordinator_service,path,run,worker_service}.proto) || die "the messages for Go could not be made"
   cp "$root"/clients/go/*.go "$source/smoke"
   untidy="$("$GOROOT/bin/gofmt" -l "$source/smoke")"
   [ -z "$untidy" ] || die "gofmt would change: $(xargs -n 1 basename <<<"$untidy" | xargs)" "run gofmt -w on them"

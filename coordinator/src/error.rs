@@ -160,6 +160,7 @@ pub(crate) fn lease_status(error: &LeaseError) -> Status {
     let reason = match error {
         LeaseError::Unknown { .. } => Reason::TaskUnknown,
         LeaseError::Stale { .. } | LeaseError::Committed { .. } => Reason::GenerationStale,
+        LeaseError::NotReported { .. } => Reason::NotReported,
     };
     reason.status(error.to_string())
 }

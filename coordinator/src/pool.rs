@@ -2,17 +2,17 @@
 //! rings when there is work, and the plan of where each shard's factors come from.
 
 use crate::metrics;
-use crate::tasks::{Board, Completion, Held, LEASE, LeaseError, Outcome, TaskFailure};
+use crate::tasks::{Board, Completion, Held, LEASE, LeaseError, Outcome, Reported, TaskFailure};
 use planning::retry::Decision;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
-use types::WorkerId;
+use types::{ObjectRef, WorkerId};
 
 /// A worker that was not heard of for this long counts no more when work is shared out. As long as a lease.
 const SILENT: Duration = LEASE;
@@ -110,8 +110,8 @@ impl Pool {
         submitted
     }
 
-    /// Leases tasks to a worker, waiting up to `wait` for some.
-    pub(crate) async fn lease(&self, worker: &WorkerId, max: usize, wait: Duration) -> Vec<v1::Task> {
+    /// Leases tasks to a worker in its call of this number, waiting up to `wait` for some.
+    pub(crate) async fn lease(&self, worker: &WorkerId, call: u64, max: usize, wait: Duration) -> Vec<v1::Task> {
         let deadline = Instant::now() + wait;
         loop {
             let rung = self.bell.notified();
@@ -128,6 +128,7 @@ impl Pool {
                 let max = if member.draining { 0 } else { max };
                 let tasks = inner.board.lease(worker, member.role, &peers, max, now);
                 if !tasks.is_empty() {
+                    inner.board.leased_in(call, &tasks);
                     for task in &tasks {
                         metrics::leased(metrics::phase(task.work.as_ref()));
                         inner.show(task, Some(member.endpoint.clone()));
@@ -143,11 +144,48 @@ impl Pool {
         }
     }
 
-    /// Renews leases; returns the tasks that the worker should drop.
-    pub(crate) fn heartbeat(&self, worker: &WorkerId, tasks: &[v1::TaskProgress]) -> Vec<String> {
+    /// Renews leases; returns the tasks that the worker should drop. Those that it should hold and does not list any more are free
+    /// for the next.
+    ///
+    /// `last_call`: the worker's last call for tasks.
+    pub(crate) fn heartbeat(&self, worker: &WorkerId, last_call: u64, tasks: &[v1::TaskProgress]) -> Vec<String> {
         let now = Instant::now();
         let mut inner = self.lock();
-        tasks.iter().filter(|t| inner.board.renew(worker, t, now).is_err()).map(|t| t.task_id.clone()).collect()
+        let unknown = tasks.iter().filter(|t| inner.board.renew(worker, t, now).is_err());
+        let dropped = unknown.map(|t| t.task_id.clone()).collect();
+        let lost = inner.board.hear(worker, last_call, tasks, now);
+        for task in &lost {
+            tracing::warn!(worker = %worker, run = %task.run, shot = task.shot, task = %task.task_id, "lease got lost");
+            inner.measure(&task.task_id, metrics::Outcome::Released);
+            inner.show(task, None);
+        }
+        drop(inner);
+        if !lost.is_empty() {
+            self.bell.notify_waiters();
+        }
+        dropped
+    }
+
+    /// Returns a task that `held` names rightly and whose result has not come.
+    pub(crate) fn leased(&self, held: Held<'_>) -> Result<v1::Task, LeaseError> {
+        self.lock().board.leased(held).cloned()
+    }
+
+    /// Returns what is held while a report on a leased task is stored.
+    pub(crate) fn storing(&self, held: Held<'_>) -> Result<Arc<tokio::sync::Mutex<()>>, LeaseError> {
+        self.lock().board.storing(held)
+    }
+
+    /// Returns what the attempt that owns a task has reported.
+    pub(crate) fn reported(&self, held: Held<'_>) -> Result<Option<Reported>, LeaseError> {
+        let mut inner = self.lock();
+        inner.board.leased(held)?;
+        inner.board.reported(held)
+    }
+
+    /// Notes what an attempt has reported.
+    pub(crate) fn report(&self, held: Held<'_>, request_id: String, object: ObjectRef) -> Result<(), LeaseError> {
+        self.lock().board.report(held, request_id, object)
     }
 
     /// Returns where every task is that is not done, by its phase.
@@ -165,14 +203,20 @@ impl Pool {
         self.lock().board.task(task_id).cloned()
     }
 
-    /// Hands a result to the run and waits until it is durable.
+    /// Hands a result to the run and waits until it is durable. The object that it names must be what its attempt has reported.
     pub(crate) async fn complete(
         &self,
         held: Held<'_>,
         result: TaskResult,
+        named: Option<&v1::ObjectRef>,
         seconds: f64,
     ) -> Result<Result<(), tonic::Status>, LeaseError> {
-        let outcome = match self.lock().board.complete(held) {
+        let taken = {
+            let mut inner = self.lock();
+            let checked = named.map_or(Ok(()), |object| inner.board.check_report(held, object));
+            checked.and_then(|()| inner.board.complete(held))
+        };
+        let outcome = match taken {
             Ok(outcome) => outcome,
             Err(LeaseError::Committed { .. }) => return Ok(Ok(())), // a repeated call: the first was answered, or lost
             Err(error) => return Err(error),

@@ -13,6 +13,9 @@ pub(crate) fn check(task: &v1::Task, result: &TaskResult, seconds: f64) -> Resul
     if !task.work.as_ref().is_some_and(|work| is_of(work, result)) {
         return Err(FIELDS.bad("result", "it is the result of another stage"));
     }
+    if task.work.as_ref().is_some_and(reports) && named(task, result).is_none() {
+        return Err(FIELDS.bad("result", "it does not say where its report lies"));
+    }
     if !(seconds.is_finite() && seconds >= 0.0) {
         return Err(FIELDS.bad("seconds", "it is no duration"));
     }
@@ -20,6 +23,24 @@ pub(crate) fn check(task: &v1::Task, result: &TaskResult, seconds: f64) -> Resul
         return Err(FIELDS.bad("result", "a number in it is not finite"));
     }
     Ok(())
+}
+
+/// Returns the object that a result names and that its worker must have reported.
+pub(crate) fn named<'a>(task: &v1::Task, result: &'a TaskResult) -> Option<&'a v1::ObjectRef> {
+    match result {
+        TaskResult::Score(r) if task.work.as_ref().is_some_and(reports) => r.scores.as_ref(),
+        TaskResult::Refine(r) => r.histograms.as_ref(),
+        _ => None,
+    }
+}
+
+/// Says whether a report goes before the result of a task.
+pub(crate) fn reports(work: &Work) -> bool {
+    match work {
+        Work::Score(work) => !work.gather_only,
+        Work::Refine(_) => true,
+        _ => false,
+    }
 }
 
 fn is_of(work: &Work, result: &TaskResult) -> bool {
@@ -70,6 +91,12 @@ mod tests {
         for seconds in [f64::NAN, f64::INFINITY, -1.0] {
             assert!(check(&sweep, &swept(1.0), seconds).is_err());
         }
+        let score = task(Work::Score(v1::ScoreTask::default()));
+        let scored = |scores| TaskResult::Score(v1::ScoreResult { scores, ..Default::default() });
+        assert!(check(&score, &scored(None), 1.0).is_err(), "where is the report?");
+        assert_eq!(check(&score, &scored(Some(v1::ObjectRef::default())), 1.0), Ok(()));
+        let gather = task(Work::Score(v1::ScoreTask { gather_only: true, ..Default::default() }));
+        assert_eq!(check(&gather, &scored(None), 1.0), Ok(()));
         let prepare = task(Work::Prepare(v1::PrepareTask::default()));
         assert!(check(&prepare, &swept(1.0), 1.0).is_err(), "the result of another stage");
         assert!(check(&v1::Task::default(), &swept(1.0), 1.0).is_err());

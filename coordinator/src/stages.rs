@@ -50,7 +50,7 @@ fn units_left(run: &Run, shot: u32, group: &UnitGroup) -> u32 {
 }
 
 /// Returns what a surgeon put into the store, if it is what the journal says.
-async fn load_json<T: serde::de::DeserializeOwned>(run: &Run, object: &ObjectRef) -> Result<T, RunError> {
+pub(crate) async fn load_json<T: serde::de::DeserializeOwned>(run: &Run, object: &ObjectRef) -> Result<T, RunError> {
     let bytes = run.store().get(&object.key).await?;
     if blake3::hash(&bytes).to_hex().as_str() != object.blake3 {
         return Err(invalid(format!("object '{}'", object.key), "its BLAKE3 is not the one in the journal"));

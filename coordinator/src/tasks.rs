@@ -5,15 +5,17 @@
 
 use crate::metrics::{self, TaskState};
 use planning::assignment::fair_share;
+use planning::lease::{Listed, Listing, Verdict};
 use planning::retry::{self, Decision, FailureClass, Policy, Setback};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use service::status::Reason;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
-use types::WorkerId;
+use types::{ObjectRef, WorkerId};
 
 /// How long a lease lasts without a heartbeat.
 pub const LEASE: Duration = Duration::from_secs(20);
@@ -68,6 +70,25 @@ pub enum LeaseError {
         /// Which task.
         task: String,
     },
+    /// The result names an object that was not stored for this attempt.
+    #[error("this attempt at task '{task}' has not reported '{key}'; report it first")]
+    NotReported {
+        /// Which task.
+        task: String,
+        /// What the result names.
+        key: String,
+    },
+}
+
+/// What an attempt has reported and had stored. An attempt reports once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reported {
+    /// Of which attempt.
+    pub generation: u64,
+    /// Under which id.
+    pub request_id: String,
+    /// Where it lies.
+    pub object: ObjectRef,
 }
 
 #[derive(Debug)]
@@ -92,6 +113,12 @@ struct Entry {
     since: Instant,
     /// When it last got on, or was leased.
     moved: Instant,
+    /// What the heartbeats of its holder say of it.
+    listing: Listing,
+    /// What its last attempt that reported has reported.
+    reported: Option<Reported>,
+    /// Held while a report is stored: an attempt that is stale by then never writes after the one that owns the task.
+    storing: Arc<Mutex<()>>,
 }
 
 impl Entry {
@@ -165,6 +192,9 @@ impl Board {
             progress: (0, 0),
             since: now,
             moved: now,
+            listing: Listing::new(0),
+            reported: None,
+            storing: Arc::default(),
         };
         self.entries.insert(id.clone(), entry);
         (id, receiver)
@@ -196,6 +226,7 @@ impl Board {
                 entry.state = State::Leased { worker: worker.clone(), until: now + LEASE };
                 entry.progress = (0, 0);
                 (entry.since, entry.moved) = (now, now);
+                entry.listing = Listing::new(0);
                 entry.task.clone()
             })
             .collect()
@@ -267,6 +298,75 @@ impl Board {
             *until = now + LEASE;
         }
         Ok(())
+    }
+
+    /// Notes by which of its worker's calls tasks were leased.
+    pub fn leased_in(&mut self, call: u64, tasks: &[v1::Task]) {
+        for task in tasks {
+            if let Some(entry) = self.entries.get_mut(&task.task_id) {
+                entry.listing = Listing::new(call);
+            }
+        }
+    }
+
+    /// Frees the tasks that `worker` should hold and does not know of, by a heartbeat that was sent after its call `last_call`
+    /// for tasks had begun and lists all that it holds. Returns those tasks. Counts as no failure.
+    pub fn hear(
+        &mut self,
+        worker: &WorkerId,
+        last_call: u64,
+        held: &[v1::TaskProgress],
+        now: Instant,
+    ) -> Vec<v1::Task> {
+        let mut freed = Vec::new();
+        for entry in self.entries.values_mut() {
+            if !matches!(&entry.state, State::Leased { worker: holder, .. } if holder == worker) {
+                continue;
+            }
+            let (task_id, generation) = (&entry.task.task_id, entry.task.generation);
+            let is_listed = held.iter().any(|task| task.task_id == *task_id && task.generation == generation);
+            let listed = if is_listed { Listed::Yes } else { Listed::No };
+            if entry.listing.hear(last_call, listed) == Verdict::GiveBack {
+                entry.state = State::Free { not_before: now };
+                freed.push(entry.task.clone());
+            }
+        }
+        freed
+    }
+
+    /// Returns a task that `held` names rightly and whose result has not come.
+    pub fn leased(&mut self, held: Held<'_>) -> Result<&v1::Task, LeaseError> {
+        let entry = self.held(held)?;
+        match entry.state {
+            State::Leased { .. } => Ok(&entry.task),
+            _ => Err(LeaseError::Committed { task: held.task_id.to_owned() }),
+        }
+    }
+
+    /// Returns what is held while a report on a leased task is stored.
+    pub fn storing(&mut self, held: Held<'_>) -> Result<Arc<Mutex<()>>, LeaseError> {
+        self.leased(held)?;
+        Ok(self.held(held)?.storing.clone())
+    }
+
+    /// Returns what this attempt has reported.
+    pub fn reported(&mut self, held: Held<'_>) -> Result<Option<Reported>, LeaseError> {
+        Ok(self.held(held)?.reported.clone().filter(|reported| reported.generation == held.generation))
+    }
+
+    /// Notes what an attempt has reported.
+    pub fn report(&mut self, held: Held<'_>, request_id: String, object: ObjectRef) -> Result<(), LeaseError> {
+        self.leased(held)?;
+        self.held(held)?.reported = Some(Reported { generation: held.generation, request_id, object });
+        Ok(())
+    }
+
+    /// Refuses a result that names another object than this attempt has reported.
+    pub fn check_report(&mut self, held: Held<'_>, named: &v1::ObjectRef) -> Result<(), LeaseError> {
+        match self.reported(held)? {
+            Some(reported) if v1::ObjectRef::from(reported.object.clone()) == *named => Ok(()),
+            _ => Err(LeaseError::NotReported { task: held.task_id.to_owned(), key: named.key.clone() }),
+        }
     }
 
     /// Takes a result: the task is committing until [`Board::committed`] or [`Board::uncommitted`].
@@ -494,6 +594,59 @@ mod tests {
         board.renew(&worker("a"), &progress, now + LEASE / 2).unwrap();
         assert!(board.expire(1, now + LEASE).is_empty());
         assert_eq!(board.progress("r")[0].1, (1, 2));
+    }
+
+    #[test]
+    fn a_lease_that_got_lost_is_free_after_two_heartbeats_and_one_that_may_yet_arrive_is_not() {
+        let (mut board, id, _outcome, now) = board();
+        let (a, b) = (worker("a"), worker("b"));
+        let lease = |board: &mut Board, who, call| {
+            let tasks = board.lease(who, v1::WorkerRole::Surgeon, &[], 1, now);
+            board.leased_in(call, &tasks);
+            tasks
+        };
+        lease(&mut board, &a, 1);
+        for _ in 0..5 {
+            assert!(board.hear(&a, 1, &[], now).is_empty(), "the answer may be under way");
+        }
+        assert!(board.hear(&b, 9, &[], now).is_empty(), "another's heartbeat");
+        assert!(board.hear(&a, 2, &[], now).is_empty());
+        let freed = board.hear(&a, 2, &[], now);
+        assert_eq!(freed.len(), 1);
+        let again = lease(&mut board, &b, 1).remove(0);
+        assert_eq!((again.task_id.as_str(), again.generation), (id.as_str(), freed[0].generation + 1));
+        let progress = |generation| v1::TaskProgress { task_id: id.clone(), generation, done: 0, total: 0 };
+        for _ in 0..5 {
+            assert!(board.hear(&b, 2, &[progress(again.generation)], now).is_empty());
+        }
+        board.hear(&b, 2, &[progress(again.generation - 1)], now);
+        assert_eq!(
+            board.hear(&b, 2, &[progress(again.generation - 1)], now).len(),
+            1,
+            "an older attempt is not this one"
+        );
+    }
+
+    #[test]
+    fn a_result_names_what_its_attempt_has_reported_and_nothing_else() {
+        let (mut board, id, _outcome, now) = board();
+        let (a, b) = (worker("a"), worker("b"));
+        let object = |key: &str| ObjectRef { key: key.into(), blake3: "0".repeat(64), bytes: 1 };
+        let lease = |board: &mut Board, who, now| board.lease(who, v1::WorkerRole::Surgeon, &[], 1, now)[0].generation;
+        let first = Held { worker: &a, task_id: &id, generation: lease(&mut board, &a, now) };
+        let named = v1::ObjectRef::from(object("k"));
+        assert!(matches!(board.check_report(first, &named), Err(LeaseError::NotReported { .. })));
+        board.report(first, "1".into(), object("k")).unwrap();
+        assert_eq!(board.check_report(first, &named), Ok(()));
+        assert!(matches!(board.check_report(first, &object("other").into()), Err(LeaseError::NotReported { .. })));
+        board.expire(1, now + LEASE);
+        assert!(matches!(board.report(first, "1".into(), object("k")), Err(LeaseError::Stale { .. })));
+        let second = Held { worker: &b, task_id: &id, generation: lease(&mut board, &b, now + LEASE) };
+        assert!(matches!(board.check_report(second, &named), Err(LeaseError::NotReported { .. })), "another's report");
+        board.report(second, "2".into(), object("k")).unwrap();
+        board.complete(second).unwrap();
+        let late = board.report(second, "3".into(), object("other"));
+        assert!(matches!(late, Err(LeaseError::Committed { .. })), "what is being committed stays as it is");
     }
 
     #[test]

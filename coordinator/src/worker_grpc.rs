@@ -58,7 +58,7 @@ impl WorkerService for Coordinator {
         let worker = self.known_worker(&request.worker)?;
         let wait = Duration::from_secs(u64::from(request.wait_seconds)).min(MAX_WAIT);
         let max = request.max_tasks.clamp(1, MAX_TASKS) as usize;
-        let tasks = self.pool().lease(&worker, max, wait).await;
+        let tasks = self.pool().lease(&worker, request.call, max, wait).await;
         Ok(Response::new(v1::LeaseTasksResponse { tasks }))
     }
 
@@ -70,7 +70,7 @@ impl WorkerService for Coordinator {
         let beats = request.into_inner().map(move |beat| {
             let beat = beat?;
             let worker = coordinator.known_worker(&beat.worker)?;
-            let drop_task_ids = coordinator.pool().heartbeat(&worker, &beat.tasks);
+            let drop_task_ids = coordinator.pool().heartbeat(&worker, beat.call, &beat.tasks);
             Ok(v1::HeartbeatResponse { drop_task_ids })
         });
         Ok(Response::new(Box::pin(beats)))
@@ -85,6 +85,7 @@ impl WorkerService for Coordinator {
         let result = required("result", request.result).map_err(|e| invalid_message(&e))?;
         let held = Held { worker: &worker, task_id: &request.task_id, generation: request.generation };
         let task = self.pool().task(&request.task_id);
+        let named = task.as_ref().and_then(|task| result::named(task, &result)).cloned();
         if let Some(Err(invalid)) = task.map(|task| result::check(&task, &result, request.seconds)) {
             // A bug of this worker, so as bad as a panic: another one is to try.
             let failure = TaskFailure { class: FailureClass::Internal, message: invalid.to_string(), reason: None };
@@ -92,7 +93,7 @@ impl WorkerService for Coordinator {
             tracing::warn!(worker = %worker, task = %request.task_id, error = %invalid, "result refused");
             return Err(invalid_message(&invalid));
         }
-        let durable = self.pool().complete(held, result, request.seconds).await;
+        let durable = self.pool().complete(held, result, named.as_ref(), request.seconds).await;
         durable.map_err(|e| lease_status(&e))??;
         Ok(Response::new(v1::CompleteTaskResponse {}))
     }
@@ -127,6 +128,30 @@ impl WorkerService for Coordinator {
         Ok(Response::new(v1::ReleaseTaskResponse {}))
     }
 
+    async fn report_paths(
+        &self,
+        request: Request<Streaming<v1::ReportPathsRequest>>,
+    ) -> Result<Response<v1::ReportPathsResponse>, Status> {
+        let paths = self.take_paths(request.into_inner()).await?;
+        Ok(Response::new(v1::ReportPathsResponse { paths: Some(paths.into()) }))
+    }
+
+    async fn report_cost_histogram(
+        &self,
+        request: Request<v1::ReportCostHistogramRequest>,
+    ) -> Result<Response<v1::ReportCostHistogramResponse>, Status> {
+        let histograms = self.take_histograms(request.into_inner()).await?;
+        Ok(Response::new(v1::ReportCostHistogramResponse { histograms: Some(histograms.into()) }))
+    }
+
+    async fn get_cut(&self, request: Request<v1::GetCutRequest>) -> Result<Response<v1::GetCutResponse>, Status> {
+        let request = request.into_inner();
+        let worker = parse_worker(&request.worker)?;
+        let held = Held { worker: &worker, task_id: &request.task_id, generation: request.generation };
+        let cuts = self.cut_of(held)?.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::GetCutResponse { cuts }))
+    }
+
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
         let request = request.into_inner();
         let wait = Duration::from_secs(u64::from(request.wait_seconds)).min(MAX_WAIT);
@@ -150,7 +175,7 @@ impl Coordinator {
     }
 }
 
-fn parse_worker(worker: &str) -> Result<WorkerId, Status> {
+pub(crate) fn parse_worker(worker: &str) -> Result<WorkerId, Status> {
     worker_id("worker", worker).map_err(|e| invalid_message(&e))
 }
 
@@ -170,6 +195,6 @@ fn failure_class(class: v1::FailureClass, reason: Option<Reason>, work: Option<&
 }
 
 /// Returns a number in [0, 1) that differs from request to request: jitter needs no better randomness.
-fn jitter(request_id: &str) -> f64 {
+pub(crate) fn jitter(request_id: &str) -> f64 {
     f64::from(crc32c::crc32c(request_id.as_bytes())) / f64::from(u32::MAX)
 }

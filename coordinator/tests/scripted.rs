@@ -2,8 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "scripted/hand.rs"]
+mod hand;
+#[path = "scripted/reports.rs"]
+mod reports;
+
 use bytes::Bytes;
 use coordinator::{Coordinator, Deployment};
+use hand::Hand;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::coordinator_service_client::CoordinatorServiceClient;
@@ -104,21 +110,16 @@ fn data() -> DataDescription {
     }
 }
 
-/// Returns what a worker would compute: a function of the task alone, as for the real ones.
-async fn work(store: &Store, task: &v1::Task) -> TaskResult {
+/// Returns what a worker would compute: a function of the task alone, as for the real ones. Says nothing once the coordinator
+/// does not take what goes before.
+async fn work(hand: &Hand, task: &v1::Task) -> Result<TaskResult, tonic::Status> {
+    let store = &hand.store;
     let checkpoint = async |key: &str| match key {
         "" => Checkpoint::default(),
         key => serde_json::from_slice(&store.get(key).await.unwrap()).unwrap(),
     };
     let masked = task.spec.as_ref().unwrap().structure() == v1::Structure::Element;
-    let keep = async |folder: &str, (round, block): (u32, u32), json: Vec<u8>| {
-        let key = format!("runs/{}/shots/{:04}/{folder}/{round:04}/{block:04}", task.run, task.shot);
-        let blake3 = blake3::hash(&json).to_hex().to_string();
-        let bytes = json.len() as u64;
-        store.put(&key, Bytes::from(json)).await.unwrap();
-        v1::ObjectRef { key, blake3, bytes }
-    };
-    match task.work.clone().unwrap() {
+    Ok(match task.work.clone().unwrap() {
         Work::Prepare(_) => TaskResult::Prepare(v1::PrepareResult {
             model: Some(model().into()),
             data: Some(data().into()),
@@ -133,23 +134,20 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         Work::Score(w) if w.gather_only => TaskResult::Score(v1::ScoreResult::default()),
         Work::Weigh(_) => TaskResult::Weigh(v1::WeighResult { compute_seconds: 0.1 }),
         Work::Score(w) if masked => {
-            let scores =
-                Some(keep("scores", (w.round, w.block), serde_json::to_vec(&histograms(w.block, None)).unwrap()).await);
+            let scores = Some(hand.report_histograms(task, &histograms(w.block, None)).await?);
             TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1, peak_memory_bytes: 1 << 20 })
         }
         Work::Score(w) => {
             let before = checkpoint(&w.checkpoint).await;
-            let paths: Vec<RemovalPath> =
-                model().blocks[w.block as usize].groups.iter().map(|g| path(g, &before, w.block)).collect();
-            let scores = Some(keep("scores", (w.round, w.block), serde_json::to_vec(&paths).unwrap()).await);
+            let scores = Some(hand.report_paths(task, &paths(&before, w.block)).await?);
             TaskResult::Score(v1::ScoreResult { scores, compute_seconds: 0.1, peak_memory_bytes: 1 << 20 })
         }
         Work::Refine(w) => {
             let histograms = histograms(w.block, Some(w.digit as u16));
-            let histograms = Some(keep("refined", (w.round, w.block), serde_json::to_vec(&histograms).unwrap()).await);
+            let histograms = Some(hand.report_histograms(task, &histograms).await?);
             TaskResult::Refine(v1::RefineResult { histograms, compute_seconds: 0.1 })
         }
-        Work::Update(w) if masked => {
+        Work::Update(_) if masked => {
             let state = |cut: &v1::LayerCut| LayerState {
                 layer: LayerId::new(&cut.layer).unwrap(),
                 kind: UnitKind::Element,
@@ -158,7 +156,7 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
                 zeros: cut.elements.unwrap().items,
                 weights: None,
             };
-            let layers: Vec<v1::LayerState> = w.cuts.iter().map(|cut| state(cut).into()).collect();
+            let layers: Vec<v1::LayerState> = hand.cut(task).await?.iter().map(|cut| state(cut).into()).collect();
             TaskResult::Update(v1::UpdateResult {
                 predicted: vec![0.5; layers.len()],
                 layers,
@@ -170,7 +168,7 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
             let before = checkpoint(&w.checkpoint).await;
             let paths: Vec<RemovalPath> = serde_json::from_slice(&store.get(&w.scores).await.unwrap()).unwrap();
             let mut result = v1::UpdateResult::default();
-            for (path, cut) in paths.iter().zip(&w.cuts) {
+            for (path, cut) in paths.iter().zip(&hand.cut(task).await?) {
                 assert_eq!(path.layer.as_str(), cut.layer);
                 let gone: Vec<u32> = path.steps[..cut.steps as usize].iter().map(|s| s.unit.index).collect();
                 let mut kept = left(&path.layer, &before);
@@ -185,8 +183,10 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         }
         Work::Correct(w) => {
             let mut state = checkpoint(&w.checkpoint).await.layers.pop().unwrap();
-            let weights = keep("weights", (0, task.shot), b"corrected".to_vec()).await;
-            state.weights = Some(weights.try_into().unwrap());
+            let content = Bytes::from_static(b"corrected");
+            let (key, blake3) = (format!("runs/{}/weights", task.run), blake3::hash(&content).to_hex().to_string());
+            state.weights = Some(types::ObjectRef { key: key.clone(), blake3, bytes: content.len() as u64 });
+            store.put(&key, content).await.unwrap();
             TaskResult::Correct(v1::CorrectResult {
                 layers: vec![state.into()],
                 loss_before: 1.0,
@@ -198,7 +198,7 @@ async fn work(store: &Store, task: &v1::Task) -> TaskResult {
         }
         Work::Evaluate(w) => TaskResult::Evaluate(evaluated(&checkpoint(&w.checkpoint).await)),
         Work::Materialise(w) => TaskResult::Materialise(written(&w.report_json)),
-    }
+    })
 }
 
 /// Returns what a surgeon says of a folder with this report.
@@ -252,6 +252,11 @@ fn histograms(block: u32, prefix: Option<u16>) -> Vec<CostHistogram> {
 fn left(layer: &LayerId, checkpoint: &Checkpoint) -> Vec<u32> {
     let all = if layer.as_str().ends_with("o_proj") { GROUPS } else { CHANNELS };
     checkpoint.layer(layer).map_or_else(|| (0..all).collect(), |s| s.kept.clone())
+}
+
+/// Returns the paths of a block.
+fn paths(before: &Checkpoint, block: u32) -> Vec<RemovalPath> {
+    model().blocks[block as usize].groups.iter().map(|group| path(group, before, block)).collect()
 }
 
 /// Returns a path with marginal costs that differ by block and are not monotone.
@@ -324,20 +329,12 @@ async fn idle_site(store: Store) -> Site {
     Site { store, channel, stop }
 }
 
-async fn scripted(channel: Wire, store: Store, (role, worker): (v1::WorkerRole, String), script: Script) {
-    let mut client = WorkerServiceClient::new(channel);
-    let register = v1::RegisterWorkerRequest {
-        worker: worker.clone(),
-        role: role as i32,
-        version: proto::VERSION.into(),
-        libtorch: "2.11.0".into(),
-        ..v1::RegisterWorkerRequest::default()
-    };
-    client.register_worker(register).await.unwrap();
+async fn scripted(hand: Hand, role: v1::WorkerRole, script: Script) {
+    let (mut client, worker) = (hand.client(), hand.worker.clone());
+    hand.register(role).await;
     loop {
-        let lease = v1::LeaseTasksRequest { worker: worker.clone(), max_tasks: 100, wait_seconds: 10 };
-        let Ok(leased) = client.lease_tasks(lease).await else { return };
-        for task in leased.into_inner().tasks {
+        let Ok(leased) = hand.lease(100).await else { return };
+        for task in leased {
             script.seen.lock().unwrap().push((worker.clone(), task.clone()));
             if matches!(task.work, Some(Work::Calibrate(_))) && (script.poison)(&task) {
                 let fail = v1::FailTaskRequest {
@@ -354,16 +351,8 @@ async fn scripted(channel: Wire, store: Store, (role, worker): (v1::WorkerRole, 
                 }
                 continue;
             }
-            let result = work(&store, &task).await;
-            let complete = v1::CompleteTaskRequest {
-                request_id: format!("{}-{}", task.task_id, task.generation),
-                worker: worker.clone(),
-                task_id: task.task_id,
-                generation: task.generation,
-                seconds: 1.0,
-                result: Some(result),
-            };
-            if client.complete_task(complete).await.is_err() {
+            let Ok(result) = work(&hand, &task).await else { return };
+            if hand.complete(&task, result).await.is_err() {
                 return;
             }
         }
@@ -372,7 +361,12 @@ async fn scripted(channel: Wire, store: Store, (role, worker): (v1::WorkerRole, 
 
 impl Site {
     fn start(&self, role: v1::WorkerRole, worker: &str, script: &Script) {
-        tokio::spawn(scripted(self.channel.clone(), self.store.clone(), (role, worker.to_owned()), script.clone()));
+        tokio::spawn(scripted(self.hand(worker), role, script.clone()));
+    }
+
+    /// Returns a worker that does what a test says; it has not registered.
+    fn hand(&self, worker: &str) -> Hand {
+        Hand { channel: self.channel.clone(), store: self.store.clone(), worker: worker.to_owned() }
     }
 
     fn client(&self) -> CoordinatorServiceClient<Wire> {
@@ -788,17 +782,9 @@ async fn who_watches_a_run_that_is_cancelled_hears_of_that_and_of_no_pause() {
 
 /// Registers a worker and leases one task, the first that comes.
 async fn lease_by_hand(site: &Site) -> v1::Task {
-    let mut client = WorkerServiceClient::new(site.channel.clone());
-    let register = v1::RegisterWorkerRequest {
-        worker: "hand".into(),
-        role: v1::WorkerRole::Calibrator as i32,
-        version: proto::VERSION.into(),
-        libtorch: "2.11.0".into(),
-        ..v1::RegisterWorkerRequest::default()
-    };
-    client.register_worker(register).await.unwrap();
-    let lease = v1::LeaseTasksRequest { worker: "hand".into(), max_tasks: 1, wait_seconds: 10 };
-    client.lease_tasks(lease).await.unwrap().into_inner().tasks.remove(0)
+    let hand = site.hand("hand");
+    hand.register(v1::WorkerRole::Calibrator).await;
+    hand.lease(1).await.unwrap().remove(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -816,7 +802,7 @@ async fn a_late_result_for_the_last_coordinator_is_not_taken_for_another_task() 
         task_id: new.task_id, // numbers begin anew with each coordinator: the old task may have had the same
         generation: old.generation,
         seconds: 1.0,
-        result: Some(work(&first.store, &old).await),
+        result: Some(work(&first.hand("hand"), &old).await.unwrap()),
     };
     let refused = WorkerServiceClient::new(second.channel.clone()).complete_task(late).await.unwrap_err();
     assert_eq!(status::reason_of(&refused), Some(status::Reason::GenerationStale));

@@ -10,13 +10,14 @@ use prost::Message;
 use proto::{InvalidMessage, v1};
 use std::fmt::Debug;
 use types::{
-    BlockDescription, DataDescription, ElementCut, LayerCut, LayerDescription, LayerId, LayerState, ModelDescription,
-    ObjectRef, Pattern, RunId, RunSpec, Shape, Sizes, Structure, Target, UnitGroup, UnitKind,
+    BlockDescription, CostHistogram, DataDescription, ElementCut, FactorDamping, LayerCut, LayerDescription, LayerId,
+    LayerState, ModelDescription, ObjectRef, PathStep, Pattern, RemovalPath, RunId, RunSpec, Shape, Sizes, Structure,
+    Target, Unit, UnitGroup, UnitKind,
 };
 
 fuzz_target!(init: plant(seeds), |input: &[u8]| {
     let Some((choice, bytes)) = input.split_first() else { return };
-    match choice % 9 {
+    match choice % 11 {
         0 => check_spec(bytes),
         1 => check_model(bytes),
         2 => drop(survivor::<DataDescription, v1::DataDescription>(bytes)),
@@ -25,7 +26,9 @@ fuzz_target!(init: plant(seeds), |input: &[u8]| {
         5 => drop(survivor::<UnitGroup, v1::UnitGroup>(bytes)),
         6 => drop(survivor::<LayerDescription, v1::LayerDescription>(bytes)),
         7 => drop(survivor::<ObjectRef, v1::ObjectRef>(bytes)),
-        _ => drop(survivor::<Sizes, v1::Sizes>(bytes)),
+        8 => drop(survivor::<Sizes, v1::Sizes>(bytes)),
+        9 => drop(survivor::<RemovalPath, v1::LayerPath>(bytes)),
+        _ => drop(survivor::<CostHistogram, v1::CostHistogram>(bytes)),
     }
 });
 
@@ -125,16 +128,22 @@ fn seeds() -> Vec<Vec<u8>> {
         blocks: vec![block],
         own_widths_refused: "r".to_owned(),
     };
+    let step = PathStep { unit: Unit { kind: UnitKind::FfnChannel, index: 3 }, cost: 0.5, freed: 12 };
+    let damping = FactorDamping { floored: Some(0.5), ..FactorDamping::default() };
+    let path = RemovalPath { layer: layer.clone(), steps: vec![step], damping };
+    let histogram = CostHistogram { layer: layer.clone(), bins: vec![(3, 1), (900, 2)], damping };
     let mut all: Vec<_> = specs().into_iter().map(|spec| message(0, &v1::RunSpec::from(spec))).collect();
     all.extend([
         message(1, &v1::ModelDescription::from(model)),
         message(2, &v1::DataDescription::from(data)),
         message(3, &v1::LayerState::from(state)),
-        message(4, &v1::LayerCut::from(LayerCut { layer, steps: 1, elements })),
+        message(4, &v1::LayerCut::from(LayerCut { layer: layer.clone(), steps: 1, elements })),
         message(5, &v1::UnitGroup::from(group)),
         message(6, &v1::LayerDescription::from(described)),
         message(7, &v1::ObjectRef::from(object)),
         message(8, &v1::Sizes::from(freed_per_unit)),
+        message(9, &v1::LayerPath::from(path)),
+        message(10, &v1::CostHistogram::from(histogram)),
     ]);
     all
 }

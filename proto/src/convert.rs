@@ -3,6 +3,7 @@
 //! Every text and list has a limit, so that a hostile message is refused before anything is built from it.
 
 mod artifact;
+mod path;
 mod run;
 mod worker;
 
@@ -10,6 +11,7 @@ use std::fmt;
 use types::{InvalidId, LayerId, RunId, Violation, WorkerId};
 
 pub use artifact::{ArtifactAddress, artifact_name, artifact_of_name};
+pub use path::{MAX_STEPS, path_messages};
 pub use run::{
     run_name, run_of_name, shot_name, shot_of_name, spec_without_data, spec_without_end, worker_name, worker_of_name,
 };
@@ -127,6 +129,11 @@ impl Fields {
             return Err(self.bad(field, format!("{value} is more than {max}")));
         }
         Ok(value)
+    }
+
+    /// Returns a number that is one: neither infinite nor NaN.
+    pub fn finite(self, field: &str, value: f64) -> Result<f64, InvalidMessage> {
+        if value.is_finite() { Ok(value) } else { Err(self.bad(field, format!("{value} is not finite"))) }
     }
 
     /// Returns a BLAKE3 digest as 64 hex digits.

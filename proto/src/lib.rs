@@ -44,6 +44,11 @@ pub fn methods() -> BTreeSet<String> {
         .collect()
 }
 
+/// Returns how many bytes a message takes on the wire.
+pub fn encoded_bytes(message: &impl Message) -> usize {
+    message.encoded_len()
+}
+
 /// Returns a point in time as messages carry it.
 pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     time.into()

@@ -6,7 +6,9 @@ use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use proto::convert::{MAX_PATHS, MAX_SIZE, MAX_TEXT, run_name, run_of_name, spec_without_data, spec_without_end};
+use proto::convert::{
+    MAX_PATHS, MAX_SIZE, MAX_STEPS, MAX_TEXT, path_messages, run_name, run_of_name, spec_without_data, spec_without_end,
+};
 use proto::{InvalidMessage, v1};
 use types::*;
 
@@ -163,6 +165,34 @@ prop_compose! {
     }
 }
 
+fn damping() -> impl Strategy<Value = FactorDamping> {
+    let step = || {
+        (0.0..=1e3, select(vec![Precision::F32, Precision::F64]), 0..9_u32)
+            .prop_map(|(lambda, precision, raised)| DampingStep { lambda, precision, raised })
+    };
+    (option::of(step()), option::of(step()), option::of(0.0..=1.0)).prop_map(|(a, g, floored)| FactorDamping {
+        a,
+        g,
+        floored,
+    })
+}
+
+fn path() -> impl Strategy<Value = RemovalPath> {
+    let unit = (select(UnitKind::ALL), 0..=1_u32 << 20).prop_map(|(kind, index)| Unit { kind, index });
+    let step = (unit, any::<f64>().prop_filter("is a cost", |cost| cost.is_finite()), 0..=MAX_SIZE)
+        .prop_map(|(unit, cost, freed)| PathStep { unit, cost, freed });
+    (layer(), vec(step, 0..40), damping()).prop_map(|(layer, steps, damping)| RemovalPath { layer, steps, damping })
+}
+
+fn histogram() -> impl Strategy<Value = CostHistogram> {
+    let bins = proptest::collection::btree_map(any::<u16>(), 1..=MAX_SIZE, 0..200);
+    (layer(), bins, damping()).prop_map(|(layer, bins, damping)| CostHistogram {
+        layer,
+        bins: bins.into_iter().collect(),
+        damping,
+    })
+}
+
 /// Returns what arrives when `value` is sent: through the message type and its bytes.
 fn through_the_wire<D, W>(value: D) -> Result<D, InvalidMessage>
 where
@@ -192,6 +222,12 @@ proptest! {
         prop_assert_eq!(through_the_wire::<_, v1::LayerState>(state.clone()), Ok(state));
         let cut = LayerCut { layer, steps, elements };
         prop_assert_eq!(through_the_wire::<_, v1::LayerCut>(cut.clone()), Ok(cut));
+    }
+
+    #[test]
+    fn paths_and_histograms_survive_the_wire(path in path(), histogram in histogram()) {
+        prop_assert_eq!(through_the_wire::<_, v1::LayerPath>(path.clone()), Ok(path));
+        prop_assert_eq!(through_the_wire::<_, v1::CostHistogram>(histogram.clone()), Ok(histogram));
     }
 
     #[test]
@@ -295,6 +331,66 @@ fn a_state_with_indices_out_of_order_is_refused() {
     for kept in [vec![1, 1], vec![2, 1]] {
         let state = v1::LayerState { layer: "l".into(), kind: 1, kept, kept_rows: vec![], zeros: 0, weights: None };
         assert_eq!(LayerState::try_from(state).unwrap_err().violations[0].field, "kept");
+    }
+}
+
+#[test]
+fn paths_and_histograms_that_cannot_be_are_refused_by_field() {
+    let step = v1::PathStep { kind: 1, unit: 3, cost: 0.5, freed: 2 };
+    let path = |step| v1::LayerPath { layer: "l".into(), steps: vec![step], damping: None };
+    assert!(RemovalPath::try_from(path(step)).is_ok());
+    let fault = |m: v1::LayerPath| RemovalPath::try_from(m).unwrap_err().violations[0].field.clone();
+    for cost in [f64::NAN, f64::INFINITY] {
+        assert_eq!(fault(path(v1::PathStep { cost, ..step })), "steps[0].cost");
+    }
+    assert_eq!(fault(path(v1::PathStep { kind: 0, ..step })), "steps[0].kind");
+    assert_eq!(fault(path(v1::PathStep { unit: u32::MAX, ..step })), "steps[0].unit");
+    assert_eq!(fault(v1::LayerPath { steps: vec![step; MAX_STEPS + 1], ..path(step) }), "steps");
+    let lambda = Some(v1::DampingStep { lambda: f64::NAN, precision: 1, raised: 0 });
+    let damping = Some(v1::FactorDamping { a: lambda, ..Default::default() });
+    assert_eq!(fault(v1::LayerPath { damping, ..path(step) }), "damping.a.lambda");
+
+    let histogram = |digits: &[u32], items: &[u64]| {
+        let (digits, items, damping) = (digits.to_vec(), items.to_vec(), Some(v1::FactorDamping::default()));
+        CostHistogram::try_from(v1::CostHistogram { layer: "l".into(), digits, items, damping })
+    };
+    assert_eq!(histogram(&[0, 1, 65_534], &[1, 2, 3]).unwrap().bins, [(0, 1), (1, 2), (65_535, 3)]);
+    let cases: [(&[u32], &[u64], &str); 5] = [
+        (&[0, 0], &[1, 1], "digits"),
+        (&[1, u32::MAX], &[1, 1], "digits"),
+        (&[65_536], &[1], "digits"),
+        (&[1, 2], &[1], "items"),
+        (&[1], &[0], "items"),
+    ];
+    for (digits, items, field) in cases {
+        assert_eq!(histogram(digits, items).unwrap_err().violations[0].field, field, "{digits:?} {items:?}");
+    }
+    assert_eq!(histogram(&[1; 65_537], &[1; 65_537]).unwrap_err().violations[0].field, "digits");
+}
+
+#[test]
+fn a_block_of_full_histograms_stays_below_the_limit_of_a_message() {
+    // As many items as a layer can have, spread so that their counts take the most bytes.
+    let bins = (0..=u16::MAX).map(|digit| (digit, 1 << 24)).collect();
+    let layer = LayerId::new(&"x".repeat(200)).unwrap();
+    let full = CostHistogram { layer, bins, damping: FactorDamping::default() };
+    let request = v1::ReportCostHistogramRequest { histograms: vec![full.into(); 7], ..Default::default() };
+    assert!(proto::encoded_bytes(&request) < proto::MAX_MESSAGE_BYTES * 5 / 8, "{}", proto::encoded_bytes(&request));
+}
+
+#[test]
+fn a_long_path_comes_in_messages_below_the_limit() {
+    let unit = Unit { kind: UnitKind::Column, index: 1 << 20 };
+    let step = PathStep { unit, cost: 1e-300, freed: MAX_SIZE };
+    let damping = FactorDamping { floored: Some(0.5), ..Default::default() };
+    let layer = LayerId::new("l").unwrap();
+    for (steps, messages) in [(0, 1), (1, 1), (MAX_STEPS, 1), (MAX_STEPS + 1, 2), (1 << 20, 16)] {
+        let path = RemovalPath { layer: layer.clone(), steps: vec![step; steps], damping };
+        let parts = path_messages(path);
+        assert_eq!(parts.len(), messages);
+        assert!(parts.iter().all(|part| proto::encoded_bytes(part) < proto::MAX_MESSAGE_BYTES / 2));
+        assert!(parts[0].damping.is_some() && parts[1..].iter().all(|part| part.damping.is_none()));
+        assert_eq!(parts.iter().map(|part| part.steps.len()).sum::<usize>(), steps);
     }
 }
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from llm_surgeon.connection import Connection, SurgeonError, Waits, refusal, request_id
 from llm_surgeon.v1 import calibrator_service_pb2 as calibrator_messages
 from llm_surgeon.v1 import calibrator_service_pb2_grpc as calibrator_stubs
-from llm_surgeon.v1 import run_pb2, worker_service_pb2
+from llm_surgeon.v1 import path_pb2, run_pb2, worker_service_pb2
 from llm_surgeon.v1 import surgeon_service_pb2 as surgeon_messages
 from llm_surgeon.v1 import surgeon_service_pb2_grpc as surgeon_stubs
 
@@ -212,7 +212,7 @@ class Surgeon(Connection):
 
     def paths(
         self, run: str, spec: run_pb2.RunSpec, block: int, shards: int = 1
-    ) -> dict[str, surgeon_messages.LayerPath]:
+    ) -> dict[str, path_pb2.LayerPath]:
         """Returns the removal path of each of a block's layers."""
         request = surgeon_messages.ComputePathRequest(run=run, spec=spec, block=block, shards=shards)
         answer = self.call(self._stub.ComputePath, request, COMPUTE_TIMEOUT)
@@ -222,7 +222,7 @@ class Surgeon(Connection):
         self, run: str, spec: run_pb2.RunSpec, block: int, steps: Mapping[str, int], shards: int = 1
     ) -> dict[str, NewLayer]:
         """Carries out so many steps of each layer's path; returns the layers that changed."""
-        cuts = [worker_service_pb2.LayerCut(layer=layer, steps=count) for layer, count in steps.items()]
+        cuts = [path_pb2.LayerCut(layer=layer, steps=count) for layer, count in steps.items()]
         request = surgeon_messages.ApplyCutRequest(run=run, spec=spec, block=block, shards=shards, cuts=cuts)
         found: list[tuple[surgeon_messages.NewLayer, bytearray]] = []
         for answer in _all(self._stub.ApplyCut(request, metadata=self.metadata, timeout=COMPUTE_TIMEOUT)):

@@ -8,7 +8,9 @@ use proto::v1::FailureClass;
 use pruning::PruningError;
 use service::checkpoint::CheckpointError;
 use service::program::{Exit, Failure};
-use service::{ComputeError, PlaceError, Reason, StoreError, TaskFailure, TransportError, WorkerError, status};
+use service::{
+    ComputeError, LeaseError, PlaceError, Reason, StoreError, TaskFailure, TransportError, WorkerError, status,
+};
 use tch::TchError;
 use tonic::Status;
 
@@ -116,6 +118,15 @@ pub enum Error {
 impl From<TchError> for Error {
     fn from(error: TchError) -> Self {
         Self::Curvature(error.into())
+    }
+}
+
+impl From<LeaseError> for Error {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Dropped | LeaseError::Stopped => Self::Cancelled,
+            LeaseError::Refused(status) | LeaseError::Lost(status) => Self::Coordinator(Box::new(status)),
+        }
     }
 }
 

@@ -119,6 +119,24 @@ impl WorkerService for Coordinator {
     ) -> Result<Response<v1::ReleaseTaskResponse>, Status> {
         Err(Status::unimplemented("not in this script"))
     }
+
+    async fn report_paths(
+        &self,
+        _: Request<Streaming<v1::ReportPathsRequest>>,
+    ) -> Result<Response<v1::ReportPathsResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn report_cost_histogram(
+        &self,
+        _: Request<v1::ReportCostHistogramRequest>,
+    ) -> Result<Response<v1::ReportCostHistogramResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn get_cut(&self, _: Request<v1::GetCutRequest>) -> Result<Response<v1::GetCutResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
 }
 
 /// A calibrator in the surgeon's process: each attempt's blocks, in order of readiness.

@@ -3,7 +3,7 @@
 use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
 use service::telemetry::trace;
-use types::{Generation, LayerCut, RunId, RunSpec, Shape};
+use types::{Generation, RunId, RunSpec, Shape};
 
 const TASK: Fields = Fields("Task");
 const UPDATE: Fields = Fields("UpdateTask");
@@ -59,8 +59,6 @@ pub(crate) enum Work {
         block: Block,
         /// Key of its paths; not read for single weights.
         scores: String,
-        /// What goes from each layer.
-        cuts: Vec<LayerCut>,
     },
     /// Write the final folder.
     Materialise {
@@ -133,10 +131,9 @@ impl TryFrom<v1::Task> for Job {
                 block: Block { round, ..Block::new(block, checkpoint, (shards, quarantined))? },
                 digit: u16::try_from(digit).map_err(|_| TASK.bad("digit", "has more than 16 bits"))?,
             },
-            Wire::Update(v1::UpdateTask { block, checkpoint, shards, scores, cuts, quarantined }) => Work::Update {
+            Wire::Update(v1::UpdateTask { block, checkpoint, shards, scores, quarantined }) => Work::Update {
                 block: Block::new(block, checkpoint, (shards, quarantined))?,
                 scores: UPDATE.text("scores", scores, proto::convert::MAX_TEXT)?,
-                cuts: UPDATE.list("cuts", cuts, proto::convert::MAX_LAYERS)?,
             },
             Wire::Materialise(v1::MaterialiseTask { checkpoint, report_json, output, shape }) => Work::Materialise {
                 checkpoint: present(checkpoint),

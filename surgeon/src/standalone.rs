@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::job::Block;
 use crate::pull::{Budget, Share};
 use crate::receive::Partial;
-use crate::worker::block::Blocks;
+use crate::worker::block::{Blocks, Found, Scored};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use proto::convert::{Fields, InvalidMessage, MAX_LAYERS, spec_without_data};
@@ -258,8 +258,14 @@ impl Standalone {
         if !known {
             let shot = (asked.run.clone(), SHOT);
             let scored = self.blocks.score_block(&shot, asked.spec.clone(), &asked.block, &self.stop);
-            scored.await.map_err(unfit)?;
+            let Scored { found: Found::Paths(paths), .. } = scored.await.map_err(unfit)? else {
+                return Err(Error::Bug("a block of units came to be counted".into()));
+            };
+            let json =
+                serde_json::to_vec(&paths).map_err(|e| Error::Bug(format!("paths do not fit into JSON: {e}")))?;
+            self.blocks.store.put(&key, json.into()).await?;
             self.scored().insert(named, with);
+            return Ok(paths);
         }
         self.blocks.paths(&key).await
     }

@@ -14,6 +14,7 @@ use crate::grpc::Board;
 use crate::job::{Block, Job, Work};
 use block::Blocks;
 use model::export::{self, Breadth, WriteOptions};
+use proto::convert::Fields;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use score::{BlockBatch, BlockTask, Then};
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use tracing::Instrument;
 use types::{LayerCut, Pattern, RunSpec, Shape, Target};
 
+const CUT: Fields = Fields("GetCutResponse");
 /// Tokens on which the written model must compute what the one in memory computes.
 const CHECK_TOKENS: i64 = 64;
 
@@ -79,10 +81,12 @@ impl Handler {
         let shot = (job.run, job.shot);
         match job.work {
             Work::Refine { block, digit } => {
-                self.blocks.refine_block(&shot, job.spec, (&block, digit), lease.token()).await.map(TaskResult::Refine)
+                let counted = self.blocks.refine_block(&shot, job.spec, (&block, digit), lease.token()).await?;
+                let v1::ScoreResult { scores, compute_seconds, .. } = score::report(counted, lease).await?;
+                Ok(TaskResult::Refine(v1::RefineResult { histograms: scores, compute_seconds }))
             }
-            Work::Update { block, scores, cuts } => {
-                self.update(&shot, job.spec, (block, scores, cuts), lease).await.map(TaskResult::Update)
+            Work::Update { block, scores } => {
+                self.update(&shot, job.spec, (block, scores), lease).await.map(TaskResult::Update)
             }
             Work::Materialise { checkpoint, report_json, output, shape } => {
                 self.materialise(job.spec, checkpoint, (report_json, output), shape).await.map(TaskResult::Materialise)
@@ -97,9 +101,10 @@ impl Handler {
         &self,
         shot: &(types::RunId, u32),
         spec: RunSpec,
-        (block, scores, cuts): (Block, String, Vec<LayerCut>),
+        (block, scores): (Block, String),
         lease: &Lease,
     ) -> Result<v1::UpdateResult, Error> {
+        let cuts: Vec<LayerCut> = CUT.list("cuts", lease.cut().await?, proto::convert::MAX_LAYERS)?;
         let updated = self.blocks.update_block(shot, spec, (&block, &scores, cuts), lease.token()).await?;
         tracing::info!(layers = updated.layers.len(), "block updated");
         Ok(updated)

@@ -73,17 +73,15 @@ pub(crate) async fn score(run: &Run, shot: u32) -> Result<(), RunError> {
 #[tracing::instrument(skip_all, fields(run = %run.id(), shot = shot))]
 pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
     let known = run.history(|h| h.shots.get(&shot).cloned().unwrap_or_default());
-    let cut = known.cut.ok_or_else(|| invalid("journal", "an update ran before the cut was chosen"))?;
-    let model = prepared(run)?.model;
+    if known.cut.is_none() {
+        return Err(invalid("journal", "an update ran before the cut was chosen"));
+    }
     let checkpoint = run.history(|h| h.cut_from(shot));
     let shards = shard_count(run)?;
     let blocks = blocks_without(run, |b| known.updated.contains_key(&b))?;
     let quarantined = quarantined(run, shot);
     let mut works = Vec::with_capacity(blocks.len());
     for block in &blocks {
-        let described = model.blocks.iter().find(|b| b.block == *block);
-        let layers = described.map(|b| b.layers.as_slice()).unwrap_or_default();
-        let of_block = cut.cuts.iter().filter(|c| layers.iter().any(|l| l.layer == c.layer));
         let scored = known.scored.get(block);
         let scored = scored.ok_or_else(|| invalid("journal", format!("block {block} was cut before it was scored")))?;
         works.push(Work::Update(v1::UpdateTask {
@@ -91,7 +89,6 @@ pub(crate) async fn update(run: &Run, shot: u32) -> Result<(), RunError> {
             checkpoint: checkpoint.clone(),
             shards,
             scores: scored.scores.key.clone(),
-            cuts: of_block.cloned().map(Into::into).collect(),
             quarantined: quarantined.clone(),
         }));
     }

@@ -277,7 +277,11 @@ impl CliError {
             | Self::Page(_)
             | Self::Setup { .. } => Exit::Failed,
             Self::Call { status, .. } => reason_of(status).map_or(Exit::Failed, failed_exit),
-            Self::Failed { code, .. } => Reason::from_name(code).map_or(Exit::Failed, failed_exit),
+            Self::Failed { code, .. } => match Reason::from_name(code).map_or(Exit::Failed, failed_exit) {
+                // The run has ended: asking again goes on with nothing.
+                Exit::Paused => Exit::Failed,
+                exit => exit,
+            },
             Self::Paused { code, .. } => match Reason::from_name(code) {
                 Some(Reason::StoreFull | Reason::StoreDenied | Reason::StoreUnavailable) => Exit::Io,
                 _ => Exit::Paused,
@@ -389,6 +393,8 @@ fn failed_exit(reason: Reason) -> Exit {
         | Reason::HasCoordinator
         | Reason::TaskUnknown
         | Reason::GenerationStale
+        | Reason::NotReported
+        | Reason::CutNotChosen
         | Reason::FactorsUnknown
         | Reason::VersionMismatch
         | Reason::Unauthenticated
@@ -415,6 +421,16 @@ mod tests {
         assert_eq!(paused("STORE_FULL").exit(), Exit::Io);
         assert_eq!(paused("FENCED").exit(), Exit::Paused);
         assert!(paused("FENCED").to_string().contains("the same command goes on"));
+    }
+
+    #[test]
+    fn a_failed_run_never_ends_as_if_it_were_paused() {
+        for reason in Reason::ALL {
+            let failed = CliError::Failed { run: "r-1".into(), code: reason.name().into(), reason: "gone".into() };
+            assert_ne!(failed.exit(), Exit::Paused, "{}", reason.name());
+        }
+        let gone = CliError::Failed { run: "r-1".into(), code: "PEER_UNAVAILABLE".into(), reason: "gone".into() };
+        assert_eq!(gone.exit(), Exit::Failed);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The one loop that repeats unary calls: full jitter, doubling, and a limit in time.
 //!
-//! It is for calls that may be repeated: reads, and mutations with a request id. Streams are resumed by their owners, beside it.
+//! It is for calls that may be repeated: reads, and mutations with a request id. Streams are resumed by their owners, beside it; one
+//! that is small and worth nothing in part (a block's paths) is a call like any other, made again whole.
 
 use crate::status::{is_transient, retry_after};
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -85,6 +85,10 @@ reasons! {
     TaskUnknown = "TASK_UNKNOWN", NotFound;
     /// A newer attempt owns this work; the worker drops it.
     GenerationStale = "GENERATION_STALE", Aborted;
+    /// The result names an object that this coordinator has not stored for this attempt; the worker reports it first.
+    NotReported = "NOT_REPORTED", FailedPrecondition;
+    /// The shot's cut is not chosen yet; an update is given out once it is.
+    CutNotChosen = "CUT_NOT_CHOSEN", FailedPrecondition;
     /// The calibrator does not hold the asked factors.
     FactorsUnknown = "FACTORS_UNKNOWN", NotFound;
     /// The worker works for a coordinator and takes nothing from other callers; ask one that works alone.

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use futures::Stream;
+use proto::convert::MAX_STEPS;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::report_paths_request::Part;
 use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use service::{
     Connector, LeaseError, Leased, MemoryNetwork, Peers, Reason, Server, TaskHandler, WorkerError, WorkerOptions,
@@ -21,7 +23,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use types::WorkerId;
+use types::{FactorDamping, LayerId, PathStep, RemovalPath, Unit, UnitKind, WorkerId};
 
 /// What the coordinator was told.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +32,7 @@ enum Seen {
     Completed(String, u64),
     Failed(String, v1::FailureClass),
     Released(String),
+    Reported(Vec<v1::ReportPathsRequest>),
 }
 
 type Batch = Result<Vec<v1::Task>, Status>;
@@ -42,6 +45,10 @@ struct Script {
     complete_errors: Arc<Mutex<VecDeque<Status>>>,
     heartbeat_errors: Arc<Mutex<VecDeque<Status>>>,
     request_ids: Arc<Mutex<Vec<String>>>,
+    /// After how many messages a report breaks.
+    breaks: Arc<Mutex<VecDeque<usize>>>,
+    /// Numbers of the calls for tasks.
+    calls: Arc<Mutex<Vec<u64>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     beats: Arc<Mutex<Vec<v1::HeartbeatRequest>>>,
     drops: Arc<Mutex<VecDeque<String>>>,
@@ -93,10 +100,12 @@ impl WorkerService for Script {
         &self,
         request: Request<v1::LeaseTasksRequest>,
     ) -> Result<Response<v1::LeaseTasksResponse>, Status> {
+        let request = request.into_inner();
+        self.calls.lock().unwrap().push(request.call);
         if let Some(batch) = next(&self.batches) {
             return Ok(Response::new(v1::LeaseTasksResponse { tasks: batch? }));
         }
-        sleep(Duration::from_secs(request.into_inner().wait_seconds.into())).await;
+        sleep(Duration::from_secs(request.wait_seconds.into())).await;
         Ok(Response::new(v1::LeaseTasksResponse::default()))
     }
 
@@ -151,9 +160,52 @@ impl WorkerService for Script {
         Ok(Response::new(v1::ReleaseTaskResponse {}))
     }
 
+    async fn report_paths(
+        &self,
+        request: Request<Streaming<v1::ReportPathsRequest>>,
+    ) -> Result<Response<v1::ReportPathsResponse>, Status> {
+        let mut parts = request.into_inner();
+        let breaks = next(&self.breaks);
+        let mut came = Vec::new();
+        while let Some(part) = parts.next().await {
+            came.push(part?);
+            if breaks == Some(came.len()) {
+                return Err(Status::unavailable("the connection broke"));
+            }
+        }
+        self.see(Seen::Reported(came));
+        let paths = Some(v1::ObjectRef { key: "paths".into(), blake3: String::new(), bytes: 1 });
+        Ok(Response::new(v1::ReportPathsResponse { paths }))
+    }
+
+    async fn report_cost_histogram(
+        &self,
+        _: Request<v1::ReportCostHistogramRequest>,
+    ) -> Result<Response<v1::ReportCostHistogramResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn get_cut(&self, _: Request<v1::GetCutRequest>) -> Result<Response<v1::GetCutResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
     async fn get_plan(&self, _: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
         Err(Status::unimplemented("not in the script"))
     }
+}
+
+/// The paths of two layers, the second too long for one message.
+fn paths() -> Vec<RemovalPath> {
+    let path = |name: &str, steps: u32| RemovalPath {
+        layer: LayerId::new(name).unwrap(),
+        steps: (0..steps).map(|index| PathStep { unit: unit(index), cost: f64::from(index), freed: 3 }).collect(),
+        damping: FactorDamping::default(),
+    };
+    vec![path("o_proj", 2), path("down_proj", MAX_STEPS as u32 + 1)]
+}
+
+fn unit(index: u32) -> Unit {
+    Unit { kind: UnitKind::FfnChannel, index }
 }
 
 /// What to do with a task, told by its id.
@@ -180,6 +232,14 @@ impl TaskHandler for Handler {
                     Ok(())
                 }
                 "deaf" => std::future::pending().await,
+                "reports" => match lease.report_paths(paths()).await {
+                    Ok(scores) => {
+                        assert_eq!(scores.key, "paths");
+                        let scored = v1::ScoreResult { scores: Some(scores), ..v1::ScoreResult::default() };
+                        lease.complete(TaskResult::Score(scored), 1.0).await
+                    }
+                    Err(error) => Err(error),
+                },
                 "counts" => {
                     for done in 1..=10 {
                         lease.progress(done, 10);
@@ -261,6 +321,43 @@ async fn a_report_is_repeated_under_the_same_id_until_it_is_taken() {
     let ids = stage.script.request_ids.lock().unwrap().clone();
     assert_eq!(ids.len(), 3);
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_of_paths_that_breaks_is_sent_again_whole_in_messages_below_the_limit() {
+    let script = Script::default();
+    script.batches.lock().unwrap().push_back(Ok(vec![task("reports")]));
+    script.breaks.lock().unwrap().extend([1, 3]);
+    let stage = start(script);
+    stage.script.wait_for(Seen::Completed("reports".into(), 3)).await;
+    let seen = stage.script.seen();
+    let Seen::Reported(parts) = &seen[1] else { panic!("{seen:?}") };
+    let Some(Part::Header(header)) = &parts[0].part else { panic!("no header: {:?}", parts[0]) };
+    assert_eq!((header.task_id.as_str(), header.generation, header.layers), ("reports", 3, 2));
+    assert_eq!(header.steps, MAX_STEPS as u64 + 3);
+    assert!(parts.iter().all(|part| proto::encoded_bytes(part) < proto::MAX_MESSAGE_BYTES));
+    let mut came: Vec<RemovalPath> = Vec::new();
+    for part in &parts[1..] {
+        let Some(Part::Path(path)) = part.part.clone() else { panic!("{part:?}") };
+        let path = RemovalPath::try_from(path).unwrap();
+        match came.last_mut().filter(|last| last.layer == path.layer) {
+            Some(last) => last.steps.extend(path.steps),
+            None => came.push(path),
+        }
+    }
+    assert_eq!((parts.len(), came), (4, paths()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_tell_the_last_call_for_tasks_and_a_repeated_call_has_a_number_of_its_own() {
+    let script = Script::default();
+    script.batches.lock().unwrap().extend([Err(Status::unavailable("the answer is lost")), Ok(vec![task("counts")])]);
+    let stage = start(script);
+    stage.script.wait_for(Seen::Completed("counts".into(), 3)).await;
+    assert_eq!(stage.script.calls.lock().unwrap()[..2], [1, 2]);
+    let beats = stage.script.beats.lock().unwrap().clone();
+    let listing = beats.iter().filter(|beat| !beat.tasks.is_empty());
+    assert!(listing.clone().count() > 0 && listing.clone().all(|beat| beat.call == 2), "{beats:?}");
 }
 
 #[tokio::test(start_paused = true)]

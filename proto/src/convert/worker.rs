@@ -1,53 +1,16 @@
-//! `worker_service.proto`: what workers and the coordinator tell each other about models, data, cuts and layers.
+//! `worker_service.proto`: what workers and the coordinator tell each other about models, data and layers.
 
 use super::{Fields, InvalidMessage, MAX_BLOCKS, MAX_LAYERS, MAX_SIZE, MAX_TEXT, MAX_UNITS};
 use crate::v1;
 use types::{
-    BlockDescription, DataDescription, ElementCut, LayerCut, LayerDescription, LayerState, ModelDescription, ObjectRef,
-    PathStep, RemovalPath, Sizes, UnitGroup, UnitKind,
+    BlockDescription, DataDescription, LayerDescription, LayerState, ModelDescription, ObjectRef, Sizes, UnitGroup,
+    UnitKind,
 };
 
 /// Longest family name or digest, in bytes.
 const MAX_WORD: usize = 128;
 /// Longest key in the store, in bytes.
 const MAX_KEY: usize = 1024;
-
-impl From<LayerCut> for v1::LayerCut {
-    fn from(value: LayerCut) -> Self {
-        let elements = value.elements.map(|e| v1::ElementCut { bits: e.bits, ties: e.ties, items: e.items });
-        Self { layer: value.layer.into(), steps: value.steps, elements }
-    }
-}
-
-impl TryFrom<v1::LayerCut> for LayerCut {
-    type Error = InvalidMessage;
-
-    fn try_from(value: v1::LayerCut) -> Result<Self, InvalidMessage> {
-        let fields = Fields("LayerCut");
-        let elements = value.elements.map(|e| {
-            let ties = fields.number("elements.ties", e.ties, MAX_SIZE)?;
-            Ok(ElementCut { bits: e.bits, ties, items: fields.number("elements.items", e.items, MAX_SIZE)? })
-        });
-        Ok(Self { layer: fields.layer("layer", &value.layer)?, steps: value.steps, elements: elements.transpose()? })
-    }
-}
-
-impl From<RemovalPath> for v1::LayerPath {
-    fn from(value: RemovalPath) -> Self {
-        let step = |step: PathStep| v1::PathStep {
-            kind: v1::UnitKind::from(step.unit.kind).into(),
-            unit: step.unit.index,
-            cost: step.cost,
-            freed: step.freed,
-        };
-        Self {
-            layer: value.layer.into(),
-            steps: value.steps.into_iter().map(step).collect(),
-            damping_a: value.damping.a.map(|used| used.lambda),
-            damping_g: value.damping.g.map(|used| used.lambda),
-        }
-    }
-}
 
 impl From<ObjectRef> for v1::ObjectRef {
     fn from(value: ObjectRef) -> Self {

@@ -23,51 +23,48 @@ _sym_db = _symbol_database.Default()
 
 
 from llm_surgeon.v1 import calibrator_service_pb2 as llm__surgeon_dot_v1_dot_calibrator__service__pb2
+from llm_surgeon.v1 import path_pb2 as llm__surgeon_dot_v1_dot_path__pb2
 from llm_surgeon.v1 import run_pb2 as llm__surgeon_dot_v1_dot_run__pb2
 from llm_surgeon.v1 import worker_service_pb2 as llm__surgeon_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$llm_surgeon/v1/surgeon_service.proto\x12\x0ellm_surgeon.v1\x1a\'llm_surgeon/v1/calibrator_service.proto\x1a\x18llm_surgeon/v1/run.proto\x1a#llm_surgeon/v1/worker_service.proto\"\x13\n\x11ListBlocksRequest\"a\n\x12ListBlocksResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12+\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x1b.llm_surgeon.v1.BlockStatus\"^\n\x0b\x42lockStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04shot\x18\x02 \x01(\r\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x15\n\rshards_stored\x18\x04 \x01(\r\x12\x0e\n\x06shards\x18\x05 \x01(\r\"|\n\x14UploadFactorsRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.llm_surgeon.v1.UploadHeaderH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.llm_surgeon.v1.FactorChunkH\x00\x42\x06\n\x04part\"i\n\x0cUploadHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12-\n\x07\x66\x61\x63tors\x18\x03 \x01(\x0b\x32\x1c.llm_surgeon.v1.FactorHeader\x12\x0e\n\x06offset\x18\x04 \x01(\x04\";\n\x15UploadFactorsResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"k\n\x16\x46inalizeFactorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r\"Z\n\x17\x46inalizeFactorsResponse\x12/\n\x05\x62lock\x18\x01 \x01(\x0b\x32 .llm_surgeon.v1.BlockDescription\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\"g\n\x12\x43omputePathRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r\"P\n\x13\x43omputePathResponse\x12(\n\x05paths\x18\x01 \x03(\x0b\x32\x19.llm_surgeon.v1.LayerPath\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x8f\x01\n\tLayerPath\x12\r\n\x05layer\x18\x01 \x01(\t\x12\'\n\x05steps\x18\x02 \x03(\x0b\x32\x18.llm_surgeon.v1.PathStep\x12\x16\n\tdamping_a\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tdamping_g\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_damping_aB\x0c\n\n_damping_g\"]\n\x08PathStep\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.llm_surgeon.v1.UnitKind\x12\x0c\n\x04unit\x18\x02 \x01(\r\x12\x0c\n\x04\x63ost\x18\x03 \x01(\x01\x12\r\n\x05\x66reed\x18\x04 \x01(\x04\"\x8c\x01\n\x0f\x41pplyCutRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r\x12&\n\x04\x63uts\x18\x05 \x03(\x0b\x32\x18.llm_surgeon.v1.LayerCut\"s\n\x10\x41pplyCutResponse\x12)\n\x05layer\x18\x01 \x01(\x0b\x32\x18.llm_surgeon.v1.NewLayerH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.llm_surgeon.v1.FactorChunkH\x00\x42\x06\n\x04part\"w\n\x08NewLayer\x12)\n\x05state\x18\x01 \x01(\x0b\x32\x1a.llm_surgeon.v1.LayerState\x12\x11\n\tpredicted\x18\x02 \x01(\x01\x12-\n\x07weights\x18\x03 \x01(\x0b\x32\x1c.llm_surgeon.v1.FactorHeader\"!\n\x12\x44ropFactorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x15\n\x13\x44ropFactorsResponse2\xaa\x04\n\x0eSurgeonService\x12S\n\nListBlocks\x12!.llm_surgeon.v1.ListBlocksRequest\x1a\".llm_surgeon.v1.ListBlocksResponse\x12^\n\rUploadFactors\x12$.llm_surgeon.v1.UploadFactorsRequest\x1a%.llm_surgeon.v1.UploadFactorsResponse(\x01\x12\x62\n\x0f\x46inalizeFactors\x12&.llm_surgeon.v1.FinalizeFactorsRequest\x1a\'.llm_surgeon.v1.FinalizeFactorsResponse\x12V\n\x0b\x43omputePath\x12\".llm_surgeon.v1.ComputePathRequest\x1a#.llm_surgeon.v1.ComputePathResponse\x12O\n\x08\x41pplyCut\x12\x1f.llm_surgeon.v1.ApplyCutRequest\x1a .llm_surgeon.v1.ApplyCutResponse0\x01\x12V\n\x0b\x44ropFactors\x12\".llm_surgeon.v1.DropFactorsRequest\x1a#.llm_surgeon.v1.DropFactorsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$llm_surgeon/v1/surgeon_service.proto\x12\x0ellm_surgeon.v1\x1a\'llm_surgeon/v1/calibrator_service.proto\x1a\x19llm_surgeon/v1/path.proto\x1a\x18llm_surgeon/v1/run.proto\x1a#llm_surgeon/v1/worker_service.proto\"\x13\n\x11ListBlocksRequest\"a\n\x12ListBlocksResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12+\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x1b.llm_surgeon.v1.BlockStatus\"^\n\x0b\x42lockStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04shot\x18\x02 \x01(\r\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x15\n\rshards_stored\x18\x04 \x01(\r\x12\x0e\n\x06shards\x18\x05 \x01(\r\"|\n\x14UploadFactorsRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.llm_surgeon.v1.UploadHeaderH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.llm_surgeon.v1.FactorChunkH\x00\x42\x06\n\x04part\"i\n\x0cUploadHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12-\n\x07\x66\x61\x63tors\x18\x03 \x01(\x0b\x32\x1c.llm_surgeon.v1.FactorHeader\x12\x0e\n\x06offset\x18\x04 \x01(\x04\";\n\x15UploadFactorsResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"k\n\x16\x46inalizeFactorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r\"Z\n\x17\x46inalizeFactorsResponse\x12/\n\x05\x62lock\x18\x01 \x01(\x0b\x32 .llm_surgeon.v1.BlockDescription\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\"g\n\x12\x43omputePathRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r\"P\n\x13\x43omputePathResponse\x12(\n\x05paths\x18\x01 \x03(\x0b\x32\x19.llm_surgeon.v1.LayerPath\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x8c\x01\n\x0f\x41pplyCutRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.llm_surgeon.v1.RunSpec\x12\r\n\x05\x62lock\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r\x12&\n\x04\x63uts\x18\x05 \x03(\x0b\x32\x18.llm_surgeon.v1.LayerCut\"s\n\x10\x41pplyCutResponse\x12)\n\x05layer\x18\x01 \x01(\x0b\x32\x18.llm_surgeon.v1.NewLayerH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.llm_surgeon.v1.FactorChunkH\x00\x42\x06\n\x04part\"w\n\x08NewLayer\x12)\n\x05state\x18\x01 \x01(\x0b\x32\x1a.llm_surgeon.v1.LayerState\x12\x11\n\tpredicted\x18\x02 \x01(\x01\x12-\n\x07weights\x18\x03 \x01(\x0b\x32\x1c.llm_surgeon.v1.FactorHeader\"!\n\x12\x44ropFactorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x15\n\x13\x44ropFactorsResponse2\xaa\x04\n\x0eSurgeonService\x12S\n\nListBlocks\x12!.llm_surgeon.v1.ListBlocksRequest\x1a\".llm_surgeon.v1.ListBlocksResponse\x12^\n\rUploadFactors\x12$.llm_surgeon.v1.UploadFactorsRequest\x1a%.llm_surgeon.v1.UploadFactorsResponse(\x01\x12\x62\n\x0f\x46inalizeFactors\x12&.llm_surgeon.v1.FinalizeFactorsRequest\x1a\'.llm_surgeon.v1.FinalizeFactorsResponse\x12V\n\x0b\x43omputePath\x12\".llm_surgeon.v1.ComputePathRequest\x1a#.llm_surgeon.v1.ComputePathResponse\x12O\n\x08\x41pplyCut\x12\x1f.llm_surgeon.v1.ApplyCutRequest\x1a .llm_surgeon.v1.ApplyCutResponse0\x01\x12V\n\x0b\x44ropFactors\x12\".llm_surgeon.v1.DropFactorsRequest\x1a#.llm_surgeon.v1.DropFactorsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_surgeon.v1.surgeon_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTBLOCKSREQUEST']._serialized_start=160
-  _globals['_LISTBLOCKSREQUEST']._serialized_end=179
-  _globals['_LISTBLOCKSRESPONSE']._serialized_start=181
-  _globals['_LISTBLOCKSRESPONSE']._serialized_end=278
-  _globals['_BLOCKSTATUS']._serialized_start=280
-  _globals['_BLOCKSTATUS']._serialized_end=374
-  _globals['_UPLOADFACTORSREQUEST']._serialized_start=376
-  _globals['_UPLOADFACTORSREQUEST']._serialized_end=500
-  _globals['_UPLOADHEADER']._serialized_start=502
-  _globals['_UPLOADHEADER']._serialized_end=607
-  _globals['_UPLOADFACTORSRESPONSE']._serialized_start=609
-  _globals['_UPLOADFACTORSRESPONSE']._serialized_end=668
-  _globals['_FINALIZEFACTORSREQUEST']._serialized_start=670
-  _globals['_FINALIZEFACTORSREQUEST']._serialized_end=777
-  _globals['_FINALIZEFACTORSRESPONSE']._serialized_start=779
-  _globals['_FINALIZEFACTORSRESPONSE']._serialized_end=869
-  _globals['_COMPUTEPATHREQUEST']._serialized_start=871
-  _globals['_COMPUTEPATHREQUEST']._serialized_end=974
-  _globals['_COMPUTEPATHRESPONSE']._serialized_start=976
-  _globals['_COMPUTEPATHRESPONSE']._serialized_end=1056
-  _globals['_LAYERPATH']._serialized_start=1059
-  _globals['_LAYERPATH']._serialized_end=1202
-  _globals['_PATHSTEP']._serialized_start=1204
-  _globals['_PATHSTEP']._serialized_end=1297
-  _globals['_APPLYCUTREQUEST']._serialized_start=1300
-  _globals['_APPLYCUTREQUEST']._serialized_end=1440
-  _globals['_APPLYCUTRESPONSE']._serialized_start=1442
-  _globals['_APPLYCUTRESPONSE']._serialized_end=1557
-  _globals['_NEWLAYER']._serialized_start=1559
-  _globals['_NEWLAYER']._serialized_end=1678
-  _globals['_DROPFACTORSREQUEST']._serialized_start=1680
-  _globals['_DROPFACTORSREQUEST']._serialized_end=1713
-  _globals['_DROPFACTORSRESPONSE']._serialized_start=1715
-  _globals['_DROPFACTORSRESPONSE']._serialized_end=1736
-  _globals['_SURGEONSERVICE']._serialized_start=1739
-  _globals['_SURGEONSERVICE']._serialized_end=2293
+  _globals['_LISTBLOCKSREQUEST']._serialized_start=187
+  _globals['_LISTBLOCKSREQUEST']._serialized_end=206
+  _globals['_LISTBLOCKSRESPONSE']._serialized_start=208
+  _globals['_LISTBLOCKSRESPONSE']._serialized_end=305
+  _globals['_BLOCKSTATUS']._serialized_start=307
+  _globals['_BLOCKSTATUS']._serialized_end=401
+  _globals['_UPLOADFACTORSREQUEST']._serialized_start=403
+  _globals['_UPLOADFACTORSREQUEST']._serialized_end=527
+  _globals['_UPLOADHEADER']._serialized_start=529
+  _globals['_UPLOADHEADER']._serialized_end=634
+  _globals['_UPLOADFACTORSRESPONSE']._serialized_start=636
+  _globals['_UPLOADFACTORSRESPONSE']._serialized_end=695
+  _globals['_FINALIZEFACTORSREQUEST']._serialized_start=697
+  _globals['_FINALIZEFACTORSREQUEST']._serialized_end=804
+  _globals['_FINALIZEFACTORSRESPONSE']._serialized_start=806
+  _globals['_FINALIZEFACTORSRESPONSE']._serialized_end=896
+  _globals['_COMPUTEPATHREQUEST']._serialized_start=898
+  _globals['_COMPUTEPATHREQUEST']._serialized_end=1001
+  _globals['_COMPUTEPATHRESPONSE']._serialized_start=1003
+  _globals['_COMPUTEPATHRESPONSE']._serialized_end=1083
+  _globals['_APPLYCUTREQUEST']._serialized_start=1086
+  _globals['_APPLYCUTREQUEST']._serialized_end=1226
+  _globals['_APPLYCUTRESPONSE']._serialized_start=1228
+  _globals['_APPLYCUTRESPONSE']._serialized_end=1343
+  _globals['_NEWLAYER']._serialized_start=1345
+  _globals['_NEWLAYER']._serialized_end=1464
+  _globals['_DROPFACTORSREQUEST']._serialized_start=1466
+  _globals['_DROPFACTORSREQUEST']._serialized_end=1499
+  _globals['_DROPFACTORSRESPONSE']._serialized_start=1501
+  _globals['_DROPFACTORSRESPONSE']._serialized_end=1522
+  _globals['_SURGEONSERVICE']._serialized_start=1525
+  _globals['_SURGEONSERVICE']._serialized_end=2079
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from llm_surgeon.v1 import calibrator_service_pb2 as _calibrator_service_pb2
+from llm_surgeon.v1 import path_pb2 as _path_pb2
 from llm_surgeon.v1 import run_pb2 as _run_pb2
 from llm_surgeon.v1 import worker_service_pb2 as _worker_service_pb2
 import builtins as _builtins
@@ -288,11 +289,11 @@ class ComputePathResponse(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     @_builtins.property
-    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPath]: ...
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[_path_pb2.LayerPath]: ...
     def __init__(
         self,
         *,
-        paths: _abc.Iterable[Global___LayerPath] | None = ...,
+        paths: _abc.Iterable[_path_pb2.LayerPath] | None = ...,
         seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -302,80 +303,6 @@ class ComputePathResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ComputePathResponse: _TypeAlias = ComputePathResponse  # noqa: Y015
-
-@_typing.final
-class LayerPath(_message.Message):
-    """The order in which a layer's units go."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LAYER_FIELD_NUMBER: _builtins.int
-    STEPS_FIELD_NUMBER: _builtins.int
-    DAMPING_A_FIELD_NUMBER: _builtins.int
-    DAMPING_G_FIELD_NUMBER: _builtins.int
-    layer: _builtins.str
-    damping_a: _builtins.float
-    """Damping that was used: what was asked, or what it took to make the factor positive definite. Absent where a factor is
-    not used.
-    """
-    damping_g: _builtins.float
-    @_builtins.property
-    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathStep]: ...
-    def __init__(
-        self,
-        *,
-        layer: _builtins.str = ...,
-        steps: _abc.Iterable[Global___PathStep] | None = ...,
-        damping_a: _builtins.float | None = ...,
-        damping_g: _builtins.float | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a", "_damping_g", b"_damping_g", "damping_a", b"damping_a", "damping_g", b"damping_g"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a", "_damping_g", b"_damping_g", "damping_a", b"damping_a", "damping_g", b"damping_g", "layer", b"layer", "steps", b"steps"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__damping_a: _TypeAlias = _typing.Literal["damping_a"]  # noqa: Y015
-    _WhichOneofArgType__damping_a: _TypeAlias = _typing.Literal["_damping_a", b"_damping_a"]  # noqa: Y015
-    _WhichOneofReturnType__damping_g: _TypeAlias = _typing.Literal["damping_g"]  # noqa: Y015
-    _WhichOneofArgType__damping_g: _TypeAlias = _typing.Literal["_damping_g", b"_damping_g"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_a) -> _WhichOneofReturnType__damping_a | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_g) -> _WhichOneofReturnType__damping_g | None: ...
-
-Global___LayerPath: _TypeAlias = LayerPath  # noqa: Y015
-
-@_typing.final
-class PathStep(_message.Message):
-    """One removal."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KIND_FIELD_NUMBER: _builtins.int
-    UNIT_FIELD_NUMBER: _builtins.int
-    COST_FIELD_NUMBER: _builtins.int
-    FREED_FIELD_NUMBER: _builtins.int
-    kind: _run_pb2.UnitKind.ValueType
-    unit: _builtins.int
-    """Counted in the original model."""
-    cost: _builtins.float
-    """Rise of the loss, nats per token, given all steps before."""
-    freed: _builtins.int
-    """Prunable weights that go."""
-    def __init__(
-        self,
-        *,
-        kind: _run_pb2.UnitKind.ValueType = ...,
-        unit: _builtins.int = ...,
-        cost: _builtins.float = ...,
-        freed: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "freed", b"freed", "kind", b"kind", "unit", b"unit"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PathStep: _TypeAlias = PathStep  # noqa: Y015
 
 @_typing.final
 class ApplyCutRequest(_message.Message):
@@ -394,7 +321,7 @@ class ApplyCutRequest(_message.Message):
     @_builtins.property
     def spec(self) -> _run_pb2.RunSpec: ...
     @_builtins.property
-    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[_worker_service_pb2.LayerCut]:
+    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[_path_pb2.LayerCut]:
         """How many steps of each layer's path are carried out; layers that are not named stay."""
 
     def __init__(
@@ -404,7 +331,7 @@ class ApplyCutRequest(_message.Message):
         spec: _run_pb2.RunSpec | None = ...,
         block: _builtins.int = ...,
         shards: _builtins.int = ...,
-        cuts: _abc.Iterable[_worker_service_pb2.LayerCut] | None = ...,
+        cuts: _abc.Iterable[_path_pb2.LayerCut] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from llm_surgeon.v1 import path_pb2 as _path_pb2
 from llm_surgeon.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
 import sys
@@ -185,21 +186,27 @@ class LeaseTasksRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     MAX_TASKS_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     max_tasks: _builtins.int
     """At most this many."""
     wait_seconds: _builtins.int
     """How long to wait when there is none."""
+    call: _builtins.int
+    """Number of this call among the worker's, from 1 and rising; a repeated call has a new one. With it the coordinator can tell a
+    task whose lease got lost on its way (HeartbeatRequest); 0: it cannot.
+    """
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         max_tasks: _builtins.int = ...,
         wait_seconds: _builtins.int = ...,
+        call: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tasks", b"max_tasks", "wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "max_tasks", b"max_tasks", "wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,7 +504,7 @@ Global___RefineTask: _TypeAlias = RefineTask  # noqa: Y015
 
 @_typing.final
 class UpdateTask(_message.Message):
-    """Carry out the cut in one block."""
+    """Carry out the cut in one block; GetCut tells it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -505,15 +512,12 @@ class UpdateTask(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
-    CUTS_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     checkpoint: _builtins.str
     shards: _builtins.int
     scores: _builtins.str
     """Key of the block's removal paths in the store; not read for single weights."""
-    @_builtins.property
-    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerCut]: ...
     @_builtins.property
     def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """As in ScoreTask."""
@@ -525,12 +529,11 @@ class UpdateTask(_message.Message):
         checkpoint: _builtins.str = ...,
         shards: _builtins.int = ...,
         scores: _builtins.str = ...,
-        cuts: _abc.Iterable[Global___LayerCut] | None = ...,
         quarantined: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "cuts", b"cuts", "quarantined", b"quarantined", "scores", b"scores", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "checkpoint", b"checkpoint", "quarantined", b"quarantined", "scores", b"scores", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,66 +649,6 @@ class MaterialiseTask(_message.Message):
 Global___MaterialiseTask: _TypeAlias = MaterialiseTask  # noqa: Y015
 
 @_typing.final
-class LayerCut(_message.Message):
-    """What goes from one layer."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LAYER_FIELD_NUMBER: _builtins.int
-    STEPS_FIELD_NUMBER: _builtins.int
-    ELEMENTS_FIELD_NUMBER: _builtins.int
-    layer: _builtins.str
-    steps: _builtins.int
-    """Length of the prefix of its path."""
-    @_builtins.property
-    def elements(self) -> Global___ElementCut:
-        """For structures that remove single weights, instead of a path."""
-
-    def __init__(
-        self,
-        *,
-        layer: _builtins.str = ...,
-        steps: _builtins.int = ...,
-        elements: Global___ElementCut | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "layer", b"layer", "steps", b"steps"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LayerCut: _TypeAlias = LayerCut  # noqa: Y015
-
-@_typing.final
-class ElementCut(_message.Message):
-    """Items (weights, windows of n:m) that cost less than a threshold, and the first ones that cost as much."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BITS_FIELD_NUMBER: _builtins.int
-    TIES_FIELD_NUMBER: _builtins.int
-    ITEMS_FIELD_NUMBER: _builtins.int
-    bits: _builtins.int
-    """Bits of the threshold as a 32-bit float."""
-    ties: _builtins.int
-    items: _builtins.int
-    """Items that go in all."""
-    def __init__(
-        self,
-        *,
-        bits: _builtins.int = ...,
-        ties: _builtins.int = ...,
-        items: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "items", b"items", "ties", b"ties"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ElementCut: _TypeAlias = ElementCut  # noqa: Y015
-
-@_typing.final
 class HeartbeatRequest(_message.Message):
     """Worker to coordinator: still alive."""
 
@@ -713,18 +656,26 @@ class HeartbeatRequest(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
+    call: _builtins.int
+    """Number of its last LeaseTasks call. Those before are over: a task that was leased in one of them and is not among `tasks` is
+    unknown to the worker, and after two heartbeats in a row that say so it is given to the next.
+    """
     @_builtins.property
-    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskProgress]: ...
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskProgress]:
+        """Every task that it holds."""
+
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         tasks: _abc.Iterable[Global___TaskProgress] | None = ...,
+        call: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "tasks", b"tasks", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -990,7 +941,7 @@ class RefineResult(_message.Message):
     compute_seconds: _builtins.float
     @_builtins.property
     def histograms(self) -> Global___ObjectRef:
-        """Where the histograms lie in the store."""
+        """Where the histograms lie in the store: what ReportCostHistogram answered."""
 
     def __init__(
         self,
@@ -1020,7 +971,9 @@ class ScoreResult(_message.Message):
     peak_memory_bytes: _builtins.int
     @_builtins.property
     def scores(self) -> Global___ObjectRef:
-        """Where the paths, or the histograms of first digits, lie in the store."""
+        """Where the paths, or the histograms of first digits, lie in the store: what ReportPaths or ReportCostHistogram answered to this
+        attempt. Another object is refused with NOT_REPORTED, and the task stays leased.
+        """
 
     def __init__(
         self,
@@ -1559,6 +1512,206 @@ class ReleaseTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseTaskResponse: _TypeAlias = ReleaseTaskResponse  # noqa: Y015
+
+@_typing.final
+class ReportPathsRequest(_message.Message):
+    """A header, then the paths of the block's layers in the order of the model's description. A layer's path comes in one message or
+    in several, one after the other, of at most 65,536 steps each: every message stays below 4 MiB.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___ReportPathsHeader: ...
+    @_builtins.property
+    def path(self) -> _path_pb2.LayerPath: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ReportPathsHeader | None = ...,
+        path: _path_pb2.LayerPath | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "path", b"path"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "path"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReportPathsRequest: _TypeAlias = ReportPathsRequest  # noqa: Y015
+
+@_typing.final
+class ReportPathsHeader(_message.Message):
+    """Says whose paths follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The same under the same id is answered as before; something else is refused with REQUEST_ID_REUSED."""
+    worker: _builtins.str
+    task_id: _builtins.str
+    generation: _builtins.int
+    layers: _builtins.int
+    """How many layers and, over all of them, steps follow: what ends earlier is not taken for the whole."""
+    steps: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        worker: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layers", b"layers", "request_id", b"request_id", "steps", b"steps", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPathsHeader: _TypeAlias = ReportPathsHeader  # noqa: Y015
+
+@_typing.final
+class ReportPathsResponse(_message.Message):
+    """The paths are in the store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def paths(self) -> Global___ObjectRef: ...
+    def __init__(
+        self,
+        *,
+        paths: Global___ObjectRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPathsResponse: _TypeAlias = ReportPathsResponse  # noqa: Y015
+
+@_typing.final
+class ReportCostHistogramRequest(_message.Message):
+    """The histograms of one block's layers, in the order of the model's description."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    HISTOGRAMS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in ReportPathsHeader."""
+    worker: _builtins.str
+    task_id: _builtins.str
+    generation: _builtins.int
+    @_builtins.property
+    def histograms(self) -> _containers.RepeatedCompositeFieldContainer[_path_pb2.CostHistogram]:
+        """Of first digits for a ScoreTask, of second digits for a RefineTask."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        worker: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        histograms: _abc.Iterable[_path_pb2.CostHistogram] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "histograms", b"histograms", "request_id", b"request_id", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCostHistogramRequest: _TypeAlias = ReportCostHistogramRequest  # noqa: Y015
+
+@_typing.final
+class ReportCostHistogramResponse(_message.Message):
+    """The histograms are in the store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HISTOGRAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def histograms(self) -> Global___ObjectRef: ...
+    def __init__(
+        self,
+        *,
+        histograms: Global___ObjectRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["histograms", b"histograms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["histograms", b"histograms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCostHistogramResponse: _TypeAlias = ReportCostHistogramResponse  # noqa: Y015
+
+@_typing.final
+class GetCutRequest(_message.Message):
+    """Asks for the cut of a leased task's block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    task_id: _builtins.str
+    generation: _builtins.int
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCutRequest: _TypeAlias = GetCutRequest  # noqa: Y015
+
+@_typing.final
+class GetCutResponse(_message.Message):
+    """One number a layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[_path_pb2.LayerCut]:
+        """In the order of the model's description; a layer that is not named stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        cuts: _abc.Iterable[_path_pb2.LayerCut] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuts", b"cuts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCutResponse: _TypeAlias = GetCutResponse  # noqa: Y015
 
 @_typing.final
 class GetPlanRequest(_message.Message):

@@ -70,6 +70,21 @@ class WorkerServiceStub:
                 request_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetPlanRequest.SerializeToString,
                 response_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetPlanResponse.FromString,
                 _registered_method=True)
+        self.ReportPaths = channel.stream_unary(
+                '/llm_surgeon.v1.WorkerService/ReportPaths',
+                request_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportPathsRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportPathsResponse.FromString,
+                _registered_method=True)
+        self.ReportCostHistogram = channel.unary_unary(
+                '/llm_surgeon.v1.WorkerService/ReportCostHistogram',
+                request_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportCostHistogramRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportCostHistogramResponse.FromString,
+                _registered_method=True)
+        self.GetCut = channel.unary_unary(
+                '/llm_surgeon.v1.WorkerService/GetCut',
+                request_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetCutRequest.SerializeToString,
+                response_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetCutResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -125,6 +140,35 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportPaths(self, request_iterator, context):
+        """Takes the removal paths of a ScoreTask's block: a header, then the paths. They are checked against the model and put into the
+        store; the task's result then names where they lie. A call that breaks is made again from the start: a block's paths are small
+        (7B: 40 MB for the whole model), and half of them are worth nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportCostHistogram(self, request, context):
+        """Takes the histograms of costs of one block's layers, of a ScoreTask or RefineTask for single weights; as ReportPaths.
+
+        All layers of the block come in one call, packed: a digit is its distance from the one before, so that a layer's 65,536 digits
+        take a byte each, and what is counted takes two or three. At worst, a layer of 2^40 items spread over all digits, that is 330 KiB
+        a layer, so that the seven of a block stay below 4 MiB. One call is one block, whole or not at all: nothing half-reported has to
+        be kept, and the answer names one object.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCut(self, request, context):
+        """Returns the cut of a task's block in its shot, as the journal has it, also after a restart of the coordinator. An UpdateTask is
+        given out when there is one; until then the answer is FAILED_PRECONDITION with CUT_NOT_CHOSEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +206,21 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.GetPlan,
                     request_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetPlanRequest.FromString,
                     response_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetPlanResponse.SerializeToString,
+            ),
+            'ReportPaths': grpc.stream_unary_rpc_method_handler(
+                    servicer.ReportPaths,
+                    request_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportPathsRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportPathsResponse.SerializeToString,
+            ),
+            'ReportCostHistogram': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCostHistogram,
+                    request_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportCostHistogramRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.ReportCostHistogramResponse.SerializeToString,
+            ),
+            'GetCut': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCut,
+                    request_deserializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetCutRequest.FromString,
+                    response_serializer=llm__surgeon_dot_v1_dot_worker__service__pb2.GetCutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +413,87 @@ class WorkerService:
             '/llm_surgeon.v1.WorkerService/GetPlan',
             llm__surgeon_dot_v1_dot_worker__service__pb2.GetPlanRequest.SerializeToString,
             llm__surgeon_dot_v1_dot_worker__service__pb2.GetPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportPaths(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/llm_surgeon.v1.WorkerService/ReportPaths',
+            llm__surgeon_dot_v1_dot_worker__service__pb2.ReportPathsRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_worker__service__pb2.ReportPathsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCostHistogram(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.WorkerService/ReportCostHistogram',
+            llm__surgeon_dot_v1_dot_worker__service__pb2.ReportCostHistogramRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_worker__service__pb2.ReportCostHistogramResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_surgeon.v1.WorkerService/GetCut',
+            llm__surgeon_dot_v1_dot_worker__service__pb2.GetCutRequest.SerializeToString,
+            llm__surgeon_dot_v1_dot_worker__service__pb2.GetCutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,23 @@ class WorkerServiceStub:
     """Gives a task back undone (drain, shutdown). Does not count as a failure."""
     GetPlan: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetPlanRequest, _worker_service_pb2.GetPlanResponse]
     """Returns where the factors of each shard come from; waits until that changes."""
+    ReportPaths: _grpc.StreamUnaryMultiCallable[_worker_service_pb2.ReportPathsRequest, _worker_service_pb2.ReportPathsResponse]
+    """Takes the removal paths of a ScoreTask's block: a header, then the paths. They are checked against the model and put into the
+    store; the task's result then names where they lie. A call that breaks is made again from the start: a block's paths are small
+    (7B: 40 MB for the whole model), and half of them are worth nothing.
+    """
+    ReportCostHistogram: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReportCostHistogramRequest, _worker_service_pb2.ReportCostHistogramResponse]
+    """Takes the histograms of costs of one block's layers, of a ScoreTask or RefineTask for single weights; as ReportPaths.
+
+    All layers of the block come in one call, packed: a digit is its distance from the one before, so that a layer's 65,536 digits
+    take a byte each, and what is counted takes two or three. At worst, a layer of 2^40 items spread over all digits, that is 330 KiB
+    a layer, so that the seven of a block stay below 4 MiB. One call is one block, whole or not at all: nothing half-reported has to
+    be kept, and the answer names one object.
+    """
+    GetCut: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetCutRequest, _worker_service_pb2.GetCutResponse]
+    """Returns the cut of a task's block in its shot, as the journal has it, also after a restart of the coordinator. An UpdateTask is
+    given out when there is one; until then the answer is FAILED_PRECONDITION with CUT_NOT_CHOSEN.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -67,6 +84,23 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Gives a task back undone (drain, shutdown). Does not count as a failure."""
     GetPlan: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetPlanRequest, _worker_service_pb2.GetPlanResponse]  # type: ignore[assignment]
     """Returns where the factors of each shard come from; waits until that changes."""
+    ReportPaths: _aio.StreamUnaryMultiCallable[_worker_service_pb2.ReportPathsRequest, _worker_service_pb2.ReportPathsResponse]  # type: ignore[assignment]
+    """Takes the removal paths of a ScoreTask's block: a header, then the paths. They are checked against the model and put into the
+    store; the task's result then names where they lie. A call that breaks is made again from the start: a block's paths are small
+    (7B: 40 MB for the whole model), and half of them are worth nothing.
+    """
+    ReportCostHistogram: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReportCostHistogramRequest, _worker_service_pb2.ReportCostHistogramResponse]  # type: ignore[assignment]
+    """Takes the histograms of costs of one block's layers, of a ScoreTask or RefineTask for single weights; as ReportPaths.
+
+    All layers of the block come in one call, packed: a digit is its distance from the one before, so that a layer's 65,536 digits
+    take a byte each, and what is counted takes two or three. At worst, a layer of 2^40 items spread over all digits, that is 330 KiB
+    a layer, so that the seven of a block stay below 4 MiB. One call is one block, whole or not at all: nothing half-reported has to
+    be kept, and the answer names one object.
+    """
+    GetCut: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetCutRequest, _worker_service_pb2.GetCutResponse]  # type: ignore[assignment]
+    """Returns the cut of a task's block in its shot, as the journal has it, also after a restart of the coordinator. An UpdateTask is
+    given out when there is one; until then the answer is FAILED_PRECONDITION with CUT_NOT_CHOSEN.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Where workers find work. Workers dial in and pull; the coordinator calls nobody."""
@@ -126,5 +160,40 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.GetPlanResponse, _abc.Awaitable[_worker_service_pb2.GetPlanResponse]]:
         """Returns where the factors of each shard come from; waits until that changes."""
+
+    @_abc_1.abstractmethod
+    def ReportPaths(
+        self,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.ReportPathsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ReportPathsResponse, _abc.Awaitable[_worker_service_pb2.ReportPathsResponse]]:
+        """Takes the removal paths of a ScoreTask's block: a header, then the paths. They are checked against the model and put into the
+        store; the task's result then names where they lie. A call that breaks is made again from the start: a block's paths are small
+        (7B: 40 MB for the whole model), and half of them are worth nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportCostHistogram(
+        self,
+        request: _worker_service_pb2.ReportCostHistogramRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ReportCostHistogramResponse, _abc.Awaitable[_worker_service_pb2.ReportCostHistogramResponse]]:
+        """Takes the histograms of costs of one block's layers, of a ScoreTask or RefineTask for single weights; as ReportPaths.
+
+        All layers of the block come in one call, packed: a digit is its distance from the one before, so that a layer's 65,536 digits
+        take a byte each, and what is counted takes two or three. At worst, a layer of 2^40 items spread over all digits, that is 330 KiB
+        a layer, so that the seven of a block stay below 4 MiB. One call is one block, whole or not at all: nothing half-reported has to
+        be kept, and the answer names one object.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCut(
+        self,
+        request: _worker_service_pb2.GetCutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.GetCutResponse, _abc.Awaitable[_worker_service_pb2.GetCutResponse]]:
+        """Returns the cut of a task's block in its shot, as the journal has it, also after a restart of the coordinator. An UpdateTask is
+        given out when there is one; until then the answer is FAILED_PRECONDITION with CUT_NOT_CHOSEN.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

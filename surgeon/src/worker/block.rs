@@ -15,7 +15,7 @@ use service::{ComputeHandle, Store, StoreError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use types::{BlockDescription, LayerCut, ObjectRef, RemovalPath, RunId, RunSpec};
+use types::{BlockDescription, CostHistogram, LayerCut, ObjectRef, RemovalPath, RunId, RunSpec};
 
 /// Computes one block at a time, with the factors that lie in the store; cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,6 +28,26 @@ pub(crate) struct Blocks {
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     /// Where factors, paths and weights lie.
     pub(crate) store: Store,
+}
+
+/// What was found out about a block: all that is known of it outside its surgeon.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The removal paths of its layers.
+    Paths(Vec<RemovalPath>),
+    /// Digits of the costs of its layers' items.
+    Histograms(Vec<CostHistogram>),
+}
+
+/// A block that was scored.
+#[derive(Debug)]
+pub(crate) struct Scored {
+    /// What came of it.
+    pub(crate) found: Found,
+    /// Seconds spent computing.
+    pub(crate) compute_seconds: f64,
+    /// Largest resident memory meanwhile.
+    pub(crate) peak_memory_bytes: u64,
 }
 
 /// How laying a pass out ended.
@@ -57,14 +77,14 @@ impl Blocks {
         Ok(v1::WeighResult { compute_seconds: start.elapsed().as_secs_f64() })
     }
 
-    /// Computes what the coordinator needs to know of a block whose factors are stored, and stores it.
+    /// Computes what the coordinator needs to know of a block whose factors are stored.
     pub(crate) async fn score_block(
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
         block: &Block,
         stop: &CancellationToken,
-    ) -> Result<v1::ScoreResult, Error> {
+    ) -> Result<Scored, Error> {
         let _turn = self.turn.lock().await;
         let (start, peak) = (Instant::now(), PeakMeter::start());
         let job = self.block_job(spec, block).await?;
@@ -74,44 +94,42 @@ impl Blocks {
         } else {
             self.lay_out_again(shot, (&job.spec, block), stop).await?;
         }
-        let json = self
+        let found = self
             .with_factors(stop, move |bench, cancelled| {
                 if job.spec.structure.is_masked() {
                     let histograms = bench.histograms(&job, Digit::First, cancelled)?;
                     metrics::damped(histograms.iter().map(|h| h.damping));
-                    json(&histograms)
+                    Ok(Found::Histograms(histograms))
                 } else {
                     let paths = bench.score(&job, cancelled)?;
                     metrics::damped(paths.iter().map(|p| p.damping));
-                    json(&paths)
+                    Ok(Found::Paths(paths))
                 }
             })
             .await?;
-        let scores = self.keep(keys::scores(&shot.0, shot.1, block.round, block.number), json).await?;
         let compute_seconds = start.elapsed().as_secs_f64();
-        tracing::info!(bytes = scores.bytes, compute_seconds, "block scored");
-        Ok(v1::ScoreResult { scores: Some(scores.into()), compute_seconds, peak_memory_bytes: peak.bytes() })
+        tracing::info!(compute_seconds, "block scored");
+        Ok(Scored { found, compute_seconds, peak_memory_bytes: peak.bytes() })
     }
 
-    /// Counts the second digits of a block's costs that begin with `digit`, and stores the counts.
+    /// Counts the second digits of a block's costs that begin with `digit`.
     pub(crate) async fn refine_block(
         &self,
         shot: &(RunId, u32),
         spec: RunSpec,
         (block, digit): (&Block, u16),
         stop: &CancellationToken,
-    ) -> Result<v1::RefineResult, Error> {
+    ) -> Result<Scored, Error> {
         let _turn = self.turn.lock().await;
-        let start = Instant::now();
+        let (start, peak) = (Instant::now(), PeakMeter::start());
         let job = self.block_job(spec, block).await?;
         self.lay_out_again(shot, (&job.spec, block), stop).await?;
-        let json = self
-            .with_factors(stop, move |bench, cancelled| {
-                json(&bench.histograms(&job, Digit::Second(digit), cancelled)?)
-            })
-            .await?;
-        let histograms = self.keep(keys::refined(&shot.0, shot.1, block.round, block.number), json).await?;
-        Ok(v1::RefineResult { histograms: Some(histograms.into()), compute_seconds: start.elapsed().as_secs_f64() })
+        let count = move |bench: &mut Bench, cancelled: &dyn Fn() -> bool| {
+            bench.histograms(&job, Digit::Second(digit), cancelled)
+        };
+        let found = Found::Histograms(self.with_factors(stop, count).await?);
+        let compute_seconds = start.elapsed().as_secs_f64();
+        Ok(Scored { found, compute_seconds, peak_memory_bytes: peak.bytes() })
     }
 
     /// Carries out the cut in a block and stores its new weights.
@@ -317,11 +335,6 @@ impl Blocks {
         self.store.put(&object.key, bytes).await?;
         Ok(object)
     }
-}
-
-fn json(found: &impl serde::Serialize) -> Result<Bytes, Error> {
-    let json = serde_json::to_vec(found).map_err(|e| Error::Bug(format!("scores do not fit into JSON: {e}")))?;
-    Ok(Bytes::from(json))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! time as blocks become ready.
 
 use super::Handler;
+use super::block::{Found, Scored};
 use crate::error::Error;
 use crate::gather::{Event, Gathering, PassOfShot};
 use crate::job::Block;
@@ -137,7 +138,8 @@ async fn compute(handler: &Handler, shot: &PassOfShot, mut ready: mpsc::Receiver
                         weighed.await.map(TaskResult::Weigh)
                     }
                     Then::Compute => {
-                        handler.blocks.score_block(&number, spec, &block, lease.token()).await.map(TaskResult::Score)
+                        let scored = handler.blocks.score_block(&number, spec, &block, lease.token()).await?;
+                        report(scored, &lease).await.map(TaskResult::Score)
                     }
                 }
             };
@@ -145,6 +147,16 @@ async fn compute(handler: &Handler, shot: &PassOfShot, mut ready: mpsc::Receiver
         };
         lease.report(result.map_err(|e| e.told()), start.elapsed()).instrument(span).await;
     }
+}
+
+/// Has the coordinator store what was found out about a block; returns the task's result.
+pub(super) async fn report(scored: Scored, lease: &Lease) -> Result<v1::ScoreResult, Error> {
+    let Scored { found, compute_seconds, peak_memory_bytes } = scored;
+    let scores = match found {
+        Found::Paths(paths) => lease.report_paths(paths).await?,
+        Found::Histograms(histograms) => lease.report_histograms(histograms).await?,
+    };
+    Ok(v1::ScoreResult { scores: Some(scores), compute_seconds, peak_memory_bytes })
 }
 
 /// Waits until every lease is lost or the worker stops.

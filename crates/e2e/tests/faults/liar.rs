@@ -5,13 +5,14 @@ use e2e::cluster::{Cluster, until};
 use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
+use proto::v1::report_paths_request::Part;
 use proto::v1::task::Work;
 use service::Reason;
 use std::path::Path;
 
 const LIAR: &str = "liar";
 
-/// A calibrator that is none.
+/// A calibrator or surgeon that is none.
 struct Liar {
     caller: Caller,
     register: v1::RegisterWorkerRequest,
@@ -21,11 +22,15 @@ struct Liar {
 impl Liar {
     /// Introduces itself, with an endpoint where nobody listens; the version of libtorch is what the others have.
     fn register(cluster: &Cluster, nowhere: &Path) -> Self {
+        Self::register_as(v1::WorkerRole::Calibrator, cluster, nowhere)
+    }
+
+    fn register_as(role: v1::WorkerRole, cluster: &Cluster, nowhere: &Path) -> Self {
         let caller = Caller::new(&cluster.endpoint("coordinator"));
         let register = v1::RegisterWorkerRequest {
             request_id: "1".into(),
             worker: LIAR.into(),
-            role: v1::WorkerRole::Calibrator.into(),
+            role: role.into(),
             endpoint: format!("unix://{}", nowhere.display()),
             version: proto::VERSION.into(),
             libtorch: "0.0.0".into(),
@@ -48,7 +53,7 @@ impl Liar {
 
     /// Leases one task, waiting for it.
     fn lease(&self) -> v1::Task {
-        let request = v1::LeaseTasksRequest { worker: LIAR.into(), max_tasks: 1, wait_seconds: 10 };
+        let request = v1::LeaseTasksRequest { worker: LIAR.into(), max_tasks: 1, wait_seconds: 10, call: 0 };
         let leased = until(|| {
             let leased = self.caller.work(async |mut client| client.lease_tasks(request.clone()).await);
             leased.unwrap().into_inner().tasks.pop()
@@ -108,6 +113,70 @@ impl Liar {
         }
     }
 
+    /// Leases a block to score, giving back whatever else comes.
+    fn lease_block(&self) -> v1::Task {
+        loop {
+            let task = self.lease();
+            match &task.work {
+                Some(Work::Score(work)) if !work.gather_only => return task,
+                _ => self.release(&task).unwrap(),
+            }
+        }
+    }
+
+    fn report(&self, parts: Vec<Part>) -> Result<(), tonic::Status> {
+        let message = |part| v1::ReportPathsRequest { part: Some(part) };
+        let parts = tokio_stream::iter(parts.into_iter().map(message).collect::<Vec<_>>());
+        self.caller.work(async |mut client| client.report_paths(parts).await.map(drop))
+    }
+
+    fn count(&self, task: &v1::Task) -> Result<(), tonic::Status> {
+        let request = v1::ReportCostHistogramRequest {
+            request_id: "4".into(),
+            worker: LIAR.into(),
+            task_id: task.task_id.clone(),
+            generation: task.generation,
+            histograms: vec![v1::CostHistogram { layer: "l".into(), ..v1::CostHistogram::default() }],
+        };
+        self.caller.work(async |mut client| client.report_cost_histogram(request).await.map(drop))
+    }
+
+    fn cut(&self, task: &v1::Task) -> Result<(), tonic::Status> {
+        let (task_id, generation) = (task.task_id.clone(), task.generation);
+        let request = v1::GetCutRequest { worker: LIAR.into(), task_id, generation };
+        self.caller.work(async |mut client| client.get_cut(request).await.map(drop))
+    }
+
+    /// Tells lies about a block; the task stays its own but for the last.
+    fn lie_about_paths_of(&mut self, task: &v1::Task) {
+        let header = |worker: &str, generation, layers| {
+            let (request_id, worker, task_id) = ("5".into(), worker.into(), task.task_id.clone());
+            Part::Header(v1::ReportPathsHeader { request_id, worker, task_id, generation, layers, steps: 1 })
+        };
+        let at = |generation| v1::Task { generation, ..task.clone() };
+        for generation in [task.generation - 1, task.generation + 1] {
+            self.refused(Reason::GenerationStale, |l| l.report(vec![header(LIAR, generation, 1)]));
+            self.refused(Reason::GenerationStale, |l| l.count(&at(generation)));
+            self.refused(Reason::GenerationStale, |l| l.cut(&at(generation)));
+        }
+        self.refused(Reason::GenerationStale, |l| l.report(vec![header("surgeon-0", task.generation, 1)]));
+        self.refused(Reason::CutNotChosen, |l| l.cut(task));
+        self.refused(Reason::MessageInvalid, |l| l.count(task)); // these are units
+        let invented = v1::ObjectRef { key: "runs/x".into(), blake3: "0".repeat(64), bytes: 1 };
+        let scored = v1::ScoreResult { scores: Some(invented), ..v1::ScoreResult::default() };
+        self.refused(Reason::NotReported, |l| l.complete(task, Some(TaskResult::Score(scored))));
+        let ours = || header(LIAR, task.generation, 1);
+        self.refused(Reason::MessageInvalid, |l| l.report(vec![]));
+        self.refused(Reason::MessageInvalid, |l| l.report(vec![ours()])); // it ends before its path
+        self.refused(Reason::MessageInvalid, |l| l.report(vec![ours(), ours()]));
+        // As bad as a crash: the task is taken from it.
+        let step = v1::PathStep { kind: v1::UnitKind::FfnChannel.into(), unit: 0, cost: f64::NAN, freed: 1 };
+        let path = v1::LayerPath { layer: "l".into(), steps: vec![step], damping: None };
+        self.refused(Reason::MessageInvalid, |l| l.report(vec![ours(), Part::Path(path)]));
+        self.refused(Reason::GenerationStale, |l| l.report(vec![ours()]));
+        self.refused(Reason::GenerationStale, |l| l.release(task));
+    }
+
     /// Tells lies about who holds what; the task stays its own.
     fn lie_about(&mut self, task: &v1::Task, honest: &TaskResult) {
         let said = || Some(honest.clone());
@@ -151,12 +220,30 @@ fn a_worker_that_lies_is_refused_and_the_run_of_the_honest_ones_is_right() {
     liar.lie_about(&shard, &TaskResult::Calibrate(v1::CalibrateResult::default()));
     liar.release(&shard).unwrap();
     liar.refused(Reason::GenerationStale, |l| l.release(&shard));
-    let stranger = v1::LeaseTasksRequest { worker: "stranger".into(), max_tasks: 1, wait_seconds: 0 };
+    let stranger = v1::LeaseTasksRequest { worker: "stranger".into(), max_tasks: 1, wait_seconds: 0, call: 0 };
     liar.refused(Reason::WorkerUnknown, |l| {
         l.caller.work(async |mut client| client.lease_tasks(stranger).await.map(drop))
     });
     run.cluster.ask("workers", &["--drain", LIAR]);
     run.ends_as(&alone, "a liar's calls");
+    tell(&format!("faults injected {0}, refused {0}, bytes lost 0", liar.refusals));
+}
+
+#[test]
+fn a_surgeon_that_lies_about_its_blocks_is_refused_and_the_run_is_right() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let alone = undisturbed(&output, &SHARDED);
+    let folder = temp.path().join("cluster");
+    let mut cluster = Cluster::new(&folder);
+    cluster.start(1, 1);
+    cluster.wait_for_workers(2);
+    let mut liar = Liar::register_as(v1::WorkerRole::Surgeon, &cluster, &folder.join("nobody.sock"));
+    let mut run = Disturbed::start(cluster, &folder, &output, &SHARDED);
+    let block = liar.lease_block();
+    liar.lie_about_paths_of(&block);
+    run.cluster.ask("workers", &["--drain", LIAR]);
+    run.ends_as(&alone, "a surgeon's lies");
     tell(&format!("faults injected {0}, refused {0}, bytes lost 0", liar.refusals));
 }
 

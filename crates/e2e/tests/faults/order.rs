@@ -6,6 +6,7 @@ use e2e::dice::{Dice, seed};
 use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
 use proto::v1;
 use service::Reason;
+use service::status::reason_of;
 use std::time::Duration;
 use tonic::Status;
 use v1::RunState::{Cancelled, Paused, Running};
@@ -83,6 +84,83 @@ fn calls_that_come_twice_or_late_change_nothing_more() {
     }
     refused(Reason::MessageInvalid, caller.pause("runs/../etc"));
     assert_eq!(caller.pause(&anew).unwrap(), Paused);
+}
+
+/// Calls of a surgeon that are said again in its name: too early, too late, in the middle of its own, in any order.
+struct Echo<'a> {
+    caller: &'a Caller,
+    task_id: String,
+    generation: u64,
+}
+
+impl Echo<'_> {
+    /// Reports paths, or the first part of them.
+    fn report(&self) -> Status {
+        let header = v1::ReportPathsHeader {
+            request_id: "again".into(),
+            worker: "surgeon-0".into(),
+            task_id: self.task_id.clone(),
+            generation: self.generation,
+            layers: 1,
+            steps: 1,
+        };
+        let part = Some(v1::report_paths_request::Part::Header(header));
+        let parts = tokio_stream::iter([v1::ReportPathsRequest { part }]);
+        self.caller.work(async |mut client| client.report_paths(parts).await).unwrap_err()
+    }
+
+    fn count(&self) -> Status {
+        let request = v1::ReportCostHistogramRequest {
+            request_id: "again".into(),
+            worker: "surgeon-0".into(),
+            task_id: self.task_id.clone(),
+            generation: self.generation,
+            histograms: Vec::new(),
+        };
+        self.caller.work(async |mut client| client.report_cost_histogram(request).await).unwrap_err()
+    }
+
+    fn cut(&self) -> Option<Status> {
+        let (worker, task_id) = ("surgeon-0".to_owned(), self.task_id.clone());
+        let request = v1::GetCutRequest { worker, task_id, generation: self.generation };
+        self.caller.work(async |mut client| client.get_cut(request).await).err()
+    }
+}
+
+#[test]
+fn reports_and_questions_that_are_said_again_change_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let output = temp.path().join("pruned");
+    let alone = undisturbed(&output, &SHARDED);
+    let folder = temp.path().join("cluster");
+    let mut cluster = Cluster::new(&folder);
+    cluster.start(1, 1);
+    cluster.wait_for_workers(2);
+    let endpoint = cluster.endpoint("coordinator");
+    let mut run = Disturbed::start(cluster, &folder, &output, &SHARDED);
+    let caller = Caller::new(&endpoint);
+    let name = caller.only_run().name;
+    let (mut dice, mut refusals, mut answers) = (Dice::new(seed()), 0, 0);
+    while run.ended().is_none() {
+        // Tasks are numbered as they are submitted, attempts from 1 under each coordinator.
+        let task_id = format!("{}-{:08}", name.trim_start_matches("runs/"), 1 + dice.roll(60));
+        let echo = Echo { caller: &caller, task_id, generation: (1 << 20) + 1 + dice.roll(2) };
+        let said = match dice.roll(3) {
+            0 => Some(echo.report()),
+            1 => Some(echo.count()),
+            _ => echo.cut(),
+        };
+        let Some(refusal) = said else {
+            answers += 1;
+            continue;
+        };
+        refusals += 1;
+        let reason = reason_of(&refusal);
+        let due = [Reason::TaskUnknown, Reason::GenerationStale, Reason::MessageInvalid, Reason::CutNotChosen];
+        assert!(reason.is_some_and(|reason| due.contains(&reason)), "seed {}: {refusal:?}", seed());
+    }
+    run.ends_as(&alone, "calls said again");
+    tell(&format!("calls said again {}, refused {refusals}, answered {answers}, seed {}", refusals + answers, seed()));
 }
 
 #[test]

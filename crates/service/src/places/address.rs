@@ -65,7 +65,9 @@ mod tests {
     fn addresses_are_told_apart() {
         let digest = "ab".repeat(32);
         let artifact = |ending: &str| format!("artifact:{digest}{ending}");
-        assert!(matches!(Address::parse(&artifact(".jsonl.gz")), Some(Address::Artifact(found)) if found.blake3 == digest));
+        assert!(
+            matches!(Address::parse(&artifact(".jsonl.gz")), Some(Address::Artifact(found)) if found.blake3 == digest)
+        );
         for bad in [&artifact("txt"), &artifact(".a/b"), "artifact:ab"] {
             assert_eq!(Address::parse(bad), None, "{bad}");
         }

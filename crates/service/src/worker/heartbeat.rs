@@ -45,7 +45,10 @@ pub(super) async fn run(client: Client, leases: Leases, lease_time: Duration) {
 async fn stream(client: &Client, leases: &Leases, period: Duration) -> Status {
     // One beat may wait; if the connection is slower than the pulse the next carries later numbers anyway.
     let (beats, outgoing) = mpsc::channel(1);
-    let beat = || v1::HeartbeatRequest { worker: client.name(), tasks: leases.progress() };
+    let beat = || {
+        let call = client.lease_call(); // before the tasks: those of earlier calls are among them
+        v1::HeartbeatRequest { worker: client.name(), tasks: leases.progress(), call }
+    };
     // The first beat waits in the channel before the call, for a server that answers only after it.
     let _ = beats.try_send(beat());
     let mut incoming = match client.heartbeat(ReceiverStream::new(outgoing)).await {

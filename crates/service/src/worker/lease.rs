@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+use types::{CostHistogram, RemovalPath};
 
 /// Longest failure message that is sent, in bytes.
 const MAX_FAILURE: usize = 16 << 10;
@@ -35,12 +36,15 @@ pub struct TaskFailure {
     pub message: String,
 }
 
-/// Why the end of a task could not be reported.
+/// Why a call about a task did not come through.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// Somebody else owns the task, or nobody wants it any more: forget it.
     #[error("the lease is lost")]
     Dropped,
+    /// The worker stops: the task is given back.
+    #[error("the worker stops")]
+    Stopped,
     /// The coordinator does not take the report: a bug.
     #[error("the coordinator refuses the report: {}", .0.message())]
     Refused(Status),
@@ -91,6 +95,22 @@ impl Lease {
     /// Says whether the lease is lost.
     pub fn is_dropped(&self) -> bool {
         self.shared.dropped.load(Ordering::Acquire)
+    }
+
+    /// Has the coordinator check and store the removal paths of the task's block; returns where they lie, for the result to name.
+    pub async fn report_paths(&self, paths: Vec<RemovalPath>) -> Result<v1::ObjectRef, LeaseError> {
+        self.while_held(self.shared.client.report_paths(self, paths)).await
+    }
+
+    /// Has the coordinator check and store the histograms of costs of the task's block; returns where they lie, for the result to
+    /// name.
+    pub async fn report_histograms(&self, histograms: Vec<CostHistogram>) -> Result<v1::ObjectRef, LeaseError> {
+        self.while_held(self.shared.client.report_histograms(self, histograms)).await
+    }
+
+    /// Returns what the shot's cut takes from the task's block.
+    pub async fn cut(&self) -> Result<Vec<v1::LayerCut>, LeaseError> {
+        self.while_held(self.shared.client.cut(self)).await
     }
 
     /// Hands in the result; when this returns it is durable.
@@ -150,6 +170,17 @@ impl Lease {
         if self.is_dropped() || !self.shared.leases.holds(self) { Err(LeaseError::Dropped) } else { Ok(()) }
     }
 
+    /// Makes a call that the task goes on after; leaves it when the task is to be left.
+    async fn while_held<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, LeaseError> {
+        self.open()?;
+        tokio::select! {
+            answer = call => answer.map_err(|status| self.refusal(status)),
+            () = self.shared.token.cancelled() => {
+                Err(if self.is_dropped() { LeaseError::Dropped } else { LeaseError::Stopped })
+            }
+        }
+    }
+
     /// Reports the task's end, again and again if need be, but not once the lease is lost; a stop is no reason to give up.
     async fn unless_dropped(&self, report: impl Future<Output = Result<(), Status>>) -> Result<(), LeaseError> {
         let mut report = pin!(report);
@@ -170,12 +201,19 @@ impl Lease {
                 self.shared.leases.remove(self);
                 Ok(())
             }
-            Err(status) if is_lost(&status) => {
-                self.drop_task();
-                Err(LeaseError::Dropped)
-            }
-            Err(status) if is_transient(&status) => Err(LeaseError::Lost(status)),
-            Err(status) => Err(LeaseError::Refused(status)),
+            Err(status) => Err(self.refusal(status)),
+        }
+    }
+
+    /// Returns what an answer means that is none; a lease that is lost is forgotten.
+    fn refusal(&self, status: Status) -> LeaseError {
+        if is_lost(&status) {
+            self.drop_task();
+            LeaseError::Dropped
+        } else if is_transient(&status) {
+            LeaseError::Lost(status)
+        } else {
+            LeaseError::Refused(status)
         }
     }
 }
