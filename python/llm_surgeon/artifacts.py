@@ -91,8 +91,9 @@ class ArtifactClient(Connection):
             if sys.platform != "win32":
                 fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if out.tell() > artifact.bytes:
-                out.truncate(0)
+                out.seek(out.truncate(0))
             self._take(artifact, out, progress)
+            out.flush()
             os.fsync(out.fileno())
             if artifact.blake3 and _digest(partial) != artifact.blake3:
                 partial.unlink()

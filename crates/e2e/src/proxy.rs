@@ -145,17 +145,16 @@ fn carry(shared: &Arc<Shared>, caller: &UnixStream, service: &UnixStream) {
 impl Connection {
     /// Carries one direction until an end closes or the fault comes. `returns`: from the service back to its caller.
     fn pump(&self, mut from: UnixStream, mut to: UnixStream, returns: bool) {
-        let mut piece = [0; PIECE];
+        let (length, wait) = match self.shared.fault {
+            Fault::Slow { bytes_per_second } => {
+                ((bytes_per_second * TICK.as_millis() as u64 / 1000).max(1) as usize, TICK)
+            }
+            Fault::CutWithin { .. } | Fault::Deaf { .. } => (PIECE, Duration::ZERO),
+        };
+        let mut piece = vec![0; length];
         loop {
-            let length = match self.shared.fault {
-                Fault::Slow { bytes_per_second } => {
-                    thread::sleep(TICK);
-                    let share = bytes_per_second * TICK.as_millis() as u64 / 1000;
-                    (share as usize).clamp(1, PIECE)
-                }
-                Fault::CutWithin { .. } | Fault::Deaf { .. } => PIECE,
-            };
-            let Ok(read @ 1..) = from.read(&mut piece[..length]) else { return };
+            thread::sleep(wait);
+            let Ok(read @ 1..) = from.read(&mut piece) else { return };
             let passes = self.passing(read, returns);
             if to.write_all(&piece[..passes]).is_err() {
                 return;
