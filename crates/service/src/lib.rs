@@ -5,6 +5,7 @@
 //! the store half-written. This crate knows no tensors, no curvature and no schedule, and takes no decision about a run.
 
 pub mod access;
+pub mod bulk;
 pub mod checkpoint;
 pub mod compute;
 pub mod keys;
