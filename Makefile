@@ -197,8 +197,14 @@ bench-telemetry: build test-models ## What telemetry costs a sweep: a collector 
 	  --model "$(CACHE)/models/glassllm-en" --text testdata/text/calibration $(BENCH_ARGS)
 
 .PHONY: bench-net
-bench-net: setup ## What moving factors costs over loopback, without and with TLS, beside a bare socket (GIB=1)
+bench-net: setup ## What moving factors costs over loopback, without and with TLS, beside bare sockets that do as much (GIB=1)
 	@$(CARGO) run --release -p cli --example bench_net -- $(or $(GIB),1)
+
+.PHONY: bench-scaling
+PARTS ?= products,sweep,services
+bench-scaling: build demo-model ## How much sooner two calibrators are done than one, against what the machine has (ten minutes; ROUNDS=3 PARTS=products,sweep,services)
+	@$(CARGO) run --release -p cli --example bench_scaling -- "$(MODEL)" testdata/text/calibration "$$(dirname "$$(scripts/binary.sh)")" \
+	  $(or $(ROUNDS),3) $(PARTS)
 
 .PHONY: bench-elements
 bench-elements: setup ## Time of scoring and updating a 4096 x 4096 layer of single weights, against the paper's groups

@@ -8,7 +8,7 @@ use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
 use proto::v1::calibrator_service_server::CalibratorService;
 use proto::v1::stream_factors_response::Part;
-use service::SweepKey;
+use service::{SweepKey, transfer};
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,6 +40,19 @@ pub(crate) struct Grpc {
 impl Grpc {
     fn standalone(&self) -> Result<&Standalone, Error> {
         self.standalone.as_deref().ok_or(Error::HasCoordinator)
+    }
+
+    /// Returns the parts of a stream as they become ready.
+    pub(crate) fn parts(
+        &self,
+        request: v1::StreamFactorsRequest,
+    ) -> Result<impl Stream<Item = Result<Part, Status>> + Send + use<>, Status> {
+        let sending = Sending::new(request, Arc::clone(&self.shelf), self.stop.clone()).map_err(Error::from)?;
+        let parts = stream::try_unfold(sending, |mut sending| async move {
+            let part = sending.next().await?;
+            Ok::<_, Error>(part.map(|part| (part, sending)))
+        });
+        Ok(parts.map_err(Status::from))
     }
 }
 
@@ -113,7 +126,7 @@ impl Sending {
         let Some((factors, offset)) = &mut self.current else { return Ok(None) };
         let end = factors.bytes().min(*offset + proto::CHUNK_BYTES as u64);
         let payload = factors.slice(*offset..end).await.map_err(|error| self.shelf.lose(&self.key, &error))?;
-        let crc32c = crc32c::crc32c(&payload);
+        let crc32c = transfer::crc32c(std::slice::from_ref(&payload));
         let chunk = v1::FactorChunk { block: factors.block, offset: *offset, crc32c, payload };
         crate::metrics::sent(chunk.payload.len());
         *offset = end;
@@ -132,13 +145,8 @@ impl CalibratorService for Grpc {
         &self,
         request: Request<v1::StreamFactorsRequest>,
     ) -> Result<Response<Self::StreamFactorsStream>, Status> {
-        let sending =
-            Sending::new(request.into_inner(), Arc::clone(&self.shelf), self.stop.clone()).map_err(Error::from)?;
-        let parts = stream::try_unfold(sending, |mut sending| async move {
-            let part = sending.next().await?;
-            Ok::<_, Error>(part.map(|part| (v1::StreamFactorsResponse { part: Some(part) }, sending)))
-        });
-        Ok(Response::new(Box::pin(parts.map_err(Status::from))))
+        let parts = self.parts(request.into_inner())?;
+        Ok(Response::new(Box::pin(parts.map_ok(|part| v1::StreamFactorsResponse { part: Some(part) }))))
     }
 
     type CalibrateStream = Answers;

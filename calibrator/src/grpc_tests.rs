@@ -1,10 +1,10 @@
 //! The stream over the in-memory transport, from a shelf filled by hand.
 
 use super::*;
+use crate::by_hand::ByHand;
 use crate::spill::Spill;
 use bytes::Bytes;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
-use proto::v1::calibrator_service_server::CalibratorServiceServer;
 use service::Wire;
 use service::{Connector, MemoryNetwork, Peers, Reason, Server, status};
 use types::RunId;
@@ -31,7 +31,7 @@ fn served(shelf: &Arc<Shelf>, stop: &CancellationToken) -> CalibratorServiceClie
     let incoming = network.listen("calibrator").unwrap();
     let worker = WorkerId::new("w").unwrap();
     let grpc = Grpc { shelf: Arc::clone(shelf), worker, device: "cpu".into(), stop: stop.clone(), standalone: None };
-    let server = Server::new(Peers::SameProcess).add_service(CalibratorServiceServer::new(grpc));
+    let server = Server::new(Peers::SameProcess).add_service(ByHand::new(grpc));
     tokio::spawn(server.serve(incoming, stop.clone(), Duration::from_secs(1)));
     let channel = Connector::new(network).bulk_channel("memory://calibrator").unwrap();
     CalibratorServiceClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES)

@@ -14,8 +14,9 @@
 //! | `shelf.rs`, `spill.rs` | where finished blocks wait: in memory, in files |
 //! | `neighbour.rs` | how the surgeon of the same process takes them |
 //! | `standalone.rs` | sweeps for callers, without a coordinator |
-//! | `grpc.rs` | `CalibratorService` |
+//! | `grpc.rs`, `by_hand.rs` | `CalibratorService`, and its stream of factors without copies |
 
+mod by_hand;
 mod config;
 mod correct;
 mod error;
@@ -38,11 +39,11 @@ pub use error::Error;
 pub use shelf::Shelf;
 pub use spill::Spill;
 
+use by_hand::ByHand;
 use futures::Stream;
 use grpc::Grpc;
 use model::{ModelError, device};
 use proto::v1;
-use proto::v1::calibrator_service_server::CalibratorServiceServer;
 use service::{ComputeThread, Server, Shutdown, WorkerOptions, run_standalone, run_worker};
 use session::Session;
 use standalone::Standalone;
@@ -111,7 +112,7 @@ where
     };
     let server = Server::new(place.peers).with_admin(place.admin).tell(place.vitals).ready_when(is_ready);
     let server = server.alive_while(beat.clone(), place.stuck_after);
-    let server = server.add_guarded(CalibratorServiceServer::new(grpc), place.guard);
+    let server = server.add_guarded(ByHand::new(grpc), place.guard);
     // Whichever of the two ends first stops the other.
     let serving = async {
         let served = server.serve(incoming, stop.clone(), GRACE).await;

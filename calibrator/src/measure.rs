@@ -1,12 +1,12 @@
 //! The service that hands out factors, without a model: for `make bench-net`, which measures what the way to a surgeon
 //! costs.
 
+use crate::by_hand::ByHand;
 use crate::error::Error;
 use crate::grpc::Grpc;
 use crate::shelf::Shelf;
 use bytes::Bytes;
 use futures::Stream;
-use proto::v1::calibrator_service_server::CalibratorServiceServer;
 use service::{Guard, Peers, Server, Shutdown, SweepKey};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ where
         shutdown.start();
         Ok::<_, Error>(())
     });
-    let server = Server::new(Peers::Network).add_guarded(CalibratorServiceServer::new(grpc), Guard::open());
+    let server = Server::new(Peers::Network).add_guarded(ByHand::new(grpc), Guard::open());
     server.serve(incoming, stop, GRACE).await?;
     sweep.join().unwrap_or(Err(Error::Stopping))
 }

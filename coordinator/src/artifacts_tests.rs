@@ -77,7 +77,7 @@ async fn read(artifacts: &Artifacts, name: &str, offset: u64, length: u64) -> Re
     while let Some(part) = parts.next().await {
         let Some(Read::Chunk(chunk)) = part?.part else { panic!("a second artifact") };
         assert_eq!(chunk.offset, at);
-        transfer::check(&chunk.payload, chunk.offset, chunk.crc32c, artifact.bytes).unwrap();
+        transfer::check(std::slice::from_ref(&chunk.payload), chunk.offset, chunk.crc32c, artifact.bytes).unwrap();
         at += chunk.payload.len() as u64;
         bytes.extend_from_slice(&chunk.payload);
     }

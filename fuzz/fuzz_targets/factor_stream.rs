@@ -52,7 +52,7 @@ fuzz_target!(init: plant(seeds), |stream: Stream| {
         let chunk = chunk(step, &stream.file, taken.len() as u64);
         let fits = chunk.block == BLOCK && chunk.offset == taken.len() as u64 && !chunk.payload.is_empty();
         let whole = crc32c::crc32c(&chunk.payload) == chunk.crc32c;
-        match partial.append(chunk.clone()) {
+        match partial.append(chunk.clone().into()) {
             Ok(complete) => {
                 assert!(fits && whole, "{chunk:?}");
                 taken.extend_from_slice(&chunk.payload);

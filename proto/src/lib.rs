@@ -4,6 +4,7 @@
 //! that names every bad field. After that nothing is optional that is always there. This crate opens no connection and
 //! takes no decision.
 
+pub mod bulk;
 pub mod convert;
 
 pub use convert::InvalidMessage;

@@ -365,7 +365,8 @@ fn paths_and_histograms_that_cannot_be_are_refused_by_field() {
     for (digits, items, field) in cases {
         assert_eq!(histogram(digits, items).unwrap_err().violations[0].field, field, "{digits:?} {items:?}");
     }
-    assert_eq!(histogram(&[1; 65_537], &[1; 65_537]).unwrap_err().violations[0].field, "digits");
+    let (digits, items) = (vec![1; 65_537], vec![1; 65_537]);
+    assert_eq!(histogram(&digits, &items).unwrap_err().violations[0].field, "digits");
 }
 
 #[test]
@@ -386,7 +387,7 @@ fn a_long_path_comes_in_messages_below_the_limit() {
     let layer = LayerId::new("l").unwrap();
     for (steps, messages) in [(0, 1), (1, 1), (MAX_STEPS, 1), (MAX_STEPS + 1, 2), (1 << 20, 16)] {
         let path = RemovalPath { layer: layer.clone(), steps: vec![step; steps], damping };
-        let parts = path_messages(path);
+        let parts = path_messages(&path);
         assert_eq!(parts.len(), messages);
         assert!(parts.iter().all(|part| proto::encoded_bytes(part) < proto::MAX_MESSAGE_BYTES / 2));
         assert!(parts[0].damping.is_some() && parts[1..].iter().all(|part| part.damping.is_none()));

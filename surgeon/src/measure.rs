@@ -3,9 +3,10 @@
 
 use crate::error::Error;
 use crate::receive::{Partial, StreamFault};
+use proto::bulk::ReceivedPart;
 use proto::v1;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
-use proto::v1::stream_factors_response::Part;
+use service::bulk::FactorStream;
 use service::{Connector, RequestIds};
 use types::RunId;
 
@@ -15,8 +16,6 @@ use types::RunId;
 /// The calibrator cannot be reached, or what it sends cannot be taken.
 pub async fn receive_factors(connector: &Connector, endpoint: &str, run: &RunId, blocks: u32) -> Result<u64, Error> {
     let lost = |status| Error::Calibrator(Box::new(status));
-    let mut client = CalibratorServiceClient::new(connector.bulk_channel(endpoint)?)
-        .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let mut control = CalibratorServiceClient::new(connector.channel(endpoint)?);
     let (run, shot, generation, ids) = (run.to_string(), 1, 1, RequestIds::new("bench"));
     let all = (0..blocks).collect();
@@ -27,16 +26,16 @@ pub async fn receive_factors(connector: &Connector, endpoint: &str, run: &RunId,
         blocks: all,
         ..v1::StreamFactorsRequest::default()
     };
-    let mut stream = client.stream_factors(request).await.map_err(lost)?.into_inner();
+    let mut stream = FactorStream::open(connector.bulk_channel(endpoint)?, request).await.map_err(lost)?;
     let (mut bytes, mut open) = (0, None::<Partial>);
     while let Some(message) = stream.message().await.map_err(lost)? {
-        match message.part {
-            Some(Part::Header(header)) => open = Some(Partial::begin(&header)?),
-            Some(Part::Chunk(chunk)) => {
+        match message {
+            ReceivedPart::Header(header) => open = Some(Partial::begin(&header)?),
+            ReceivedPart::Chunk(chunk) => {
                 let block = chunk.block;
                 let early = || StreamFault::Contract { block, problem: "a chunk came before a header".to_owned() };
                 let partial = open.as_mut().ok_or_else(early)?;
-                bytes += chunk.payload.len() as u64;
+                bytes += chunk.bytes();
                 if partial.append(chunk)? {
                     open.take().map(Partial::finish).transpose()?;
                     let (request_id, run) = (ids.next(), run.clone());
@@ -44,7 +43,7 @@ pub async fn receive_factors(connector: &Connector, endpoint: &str, run: &RunId,
                     control.release_factors(release).await.map_err(lost)?;
                 }
             }
-            None => {}
+            ReceivedPart::Unknown => {}
         }
     }
     Ok(bytes)

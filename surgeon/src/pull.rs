@@ -11,10 +11,11 @@ use crate::merge::{BlockPass, Came, Merger};
 use crate::metrics;
 use crate::plan::{Plan, Source};
 use crate::receive::{Partial, StreamFault};
+use proto::bulk::ReceivedPart;
 use proto::v1;
 use proto::v1::calibrator_service_client::CalibratorServiceClient;
-use proto::v1::stream_factors_response::Part;
 use service::Wire;
+use service::bulk::FactorStream;
 use service::keys;
 use service::{Connector, Neighbour, RequestIds, Store};
 use std::collections::BTreeSet;
@@ -23,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tonic::Streaming;
 use types::{Generation, RunId};
 
 /// How long a call may take to answer.
@@ -277,13 +277,12 @@ impl Puller {
         missing: &mut BTreeSet<u32>,
         desk: &mut Desk,
     ) -> Result<Ended, Error> {
-        let mut client = CalibratorServiceClient::new(self.connector.bulk_channel(endpoint)?)
-            .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+        let bulk = self.connector.bulk_channel(endpoint)?;
         let mut control = CalibratorServiceClient::new(self.connector.channel(endpoint)?);
         // Who has lost the shard has nothing more for us, and may be cut off without our connection showing it.
         let mut moved = pin!(self.moved(endpoint, generation));
         let mut stream = tokio::select! {
-            opened = self.open(&mut client, generation, missing, desk.receiving.as_ref()) => opened?,
+            opened = self.open(bulk, generation, missing, desk.receiving.as_ref()) => opened?,
             () = &mut moved => return Ok(Ended::Silent),
         };
         loop {
@@ -294,19 +293,16 @@ impl Puller {
                 () = &mut moved => return Ok(Ended::Silent),
             };
             let Ok(message) = message else { return Ok(Ended::Silent) };
-            let part = match message.map_err(|s| Error::Calibrator(Box::new(s)))? {
+            match message.map_err(|s| Error::Calibrator(Box::new(s)))? {
                 None => return Ok(Ended::Complete),
-                Some(v1::StreamFactorsResponse { part: None }) => continue,
-                Some(v1::StreamFactorsResponse { part: Some(part) }) => part,
-            };
-            match part {
-                Part::Header(header) => self.begin(&header, missing, desk).await?,
-                Part::Chunk(chunk) => {
+                Some(ReceivedPart::Unknown) => {}
+                Some(ReceivedPart::Header(header)) => self.begin(&header, missing, desk).await?,
+                Some(ReceivedPart::Chunk(chunk)) => {
                     let Some(open) = desk.receiving.as_mut() else {
                         let problem = "a chunk came before a header".to_owned();
                         return Err(StreamFault::Contract { block: chunk.block, problem }.into());
                     };
-                    let (block, bytes) = (chunk.block, chunk.payload.len() as u64);
+                    let (block, bytes) = (chunk.block, chunk.bytes());
                     let whole = open.partial.append(chunk)?;
                     self.received.fetch_add(bytes, Ordering::Relaxed);
                     metrics::received(bytes);
@@ -335,11 +331,11 @@ impl Puller {
 
     async fn open(
         &self,
-        client: &mut CalibratorServiceClient<Wire>,
+        bulk: Wire,
         generation: Generation,
         missing: &BTreeSet<u32>,
         receiving: Option<&Receiving>,
-    ) -> Result<Streaming<v1::StreamFactorsResponse>, Error> {
+    ) -> Result<FactorStream, Error> {
         let request = v1::StreamFactorsRequest {
             run: self.key.run.to_string(),
             shot: self.key.shot,
@@ -349,8 +345,8 @@ impl Puller {
             resume_block: receiving.map(|r| r.partial.block()),
             resume_offset: receiving.map_or(0, |r| r.partial.offset()),
         };
-        match tokio::time::timeout(ANSWER, client.stream_factors(request)).await {
-            Ok(answer) => Ok(answer.map_err(|s| Error::Calibrator(Box::new(s)))?.into_inner()),
+        match tokio::time::timeout(ANSWER, FactorStream::open(bulk, request)).await {
+            Ok(answer) => answer.map_err(|s| Error::Calibrator(Box::new(s))),
             Err(_) => Err(Error::Silent { seconds: ANSWER.as_secs() }),
         }
     }

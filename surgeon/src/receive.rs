@@ -3,7 +3,8 @@
 //! Pure: no wire, no store. A half-received block survives a broken stream, so that the next one resumes at its end.
 
 use bytes::Bytes;
-use proto::v1::{FactorChunk, FactorHeader};
+use proto::bulk::Chunk;
+use proto::v1::FactorHeader;
 use service::transfer::{self, ChunkFault};
 
 /// Largest file of one block that is accepted: the packed factors of a 70B block are 6 GiB.
@@ -50,7 +51,7 @@ pub struct Partial {
     block: u32,
     bytes: u64,
     blake3: String,
-    /// Chunks as they came: putting them side by side would copy every byte once more.
+    /// Payloads as they came: putting them side by side would copy every byte once more.
     received: Vec<Bytes>,
     offset: u64,
     /// Digest of what came; a block that never left this process needs none.
@@ -99,7 +100,7 @@ impl Partial {
     ///
     /// # Errors
     /// Nothing of a refused chunk is kept.
-    pub fn append(&mut self, chunk: FactorChunk) -> Result<bool, StreamFault> {
+    pub fn append(&mut self, chunk: Chunk) -> Result<bool, StreamFault> {
         if chunk.block != self.block || chunk.offset != self.offset() {
             let (block, offset) = (self.block, self.offset());
             return Err(self.contract(format!(
@@ -107,7 +108,7 @@ impl Partial {
                 chunk.offset, chunk.block
             )));
         }
-        let length = chunk.payload.len() as u64;
+        let length = chunk.bytes();
         transfer::check(&chunk.payload, chunk.offset, chunk.crc32c, self.bytes).map_err(|fault| match fault {
             ChunkFault::Checksum { offset, expected, found } => {
                 StreamFault::Checksum { block: self.block, offset, expected, found }
@@ -116,10 +117,12 @@ impl Partial {
         })?;
         // What arrives takes memory, not what the header promises: a lying header costs none.
         if let Some(hasher) = &mut self.hasher {
-            hasher.update(&chunk.payload);
+            for piece in &chunk.payload {
+                hasher.update(piece);
+            }
         }
         self.offset += length;
-        self.received.push(chunk.payload);
+        self.received.extend(chunk.payload);
         Ok(self.offset() == self.bytes)
     }
 
@@ -153,9 +156,9 @@ mod tests {
         FactorHeader { block: 3, bytes, blake3: blake3::hash(FILE).to_hex().to_string() }
     }
 
-    fn chunk(offset: usize, payload: &'static [u8]) -> FactorChunk {
+    fn chunk(offset: usize, payload: &'static [u8]) -> Chunk {
         let crc32c = crc32c::crc32c(payload);
-        FactorChunk { block: 3, offset: offset as u64, crc32c, payload: Bytes::from_static(payload) }
+        Chunk { block: 3, offset: offset as u64, crc32c, payload: vec![Bytes::from_static(payload)] }
     }
 
     #[test]
@@ -165,7 +168,7 @@ mod tests {
         assert!(matches!(partial.append(chunk(0, &FILE[..7])), Err(StreamFault::Contract { .. })));
         assert!(matches!(partial.append(chunk(8, &FILE[8..])), Err(StreamFault::Contract { .. })));
         assert!(matches!(
-            partial.append(FactorChunk { block: 4, ..chunk(7, &FILE[7..]) }),
+            partial.append(Chunk { block: 4, ..chunk(7, &FILE[7..]) }),
             Err(StreamFault::Contract { .. })
         ));
         assert_eq!(partial.append(chunk(7, &FILE[7..])), Ok(true));
@@ -176,7 +179,7 @@ mod tests {
     fn a_damaged_chunk_leaves_what_was_good() {
         let mut partial = Partial::begin(&header(FILE.len() as u64)).unwrap();
         partial.append(chunk(0, &FILE[..7])).unwrap();
-        let damaged = FactorChunk { payload: Bytes::from_static(b"fictions"), ..chunk(7, &FILE[7..15]) };
+        let damaged = Chunk { payload: vec![Bytes::from_static(b"fictions")], ..chunk(7, &FILE[7..15]) };
         assert!(matches!(partial.append(damaged), Err(StreamFault::Checksum { block: 3, offset: 7, .. })));
         assert_eq!(partial.offset(), 7);
         assert!(partial.continues(&header(FILE.len() as u64)));

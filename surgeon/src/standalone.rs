@@ -127,7 +127,7 @@ impl Standalone {
         }
         loop {
             let step = match next(&mut parts).await {
-                Ok(Some(UploadPart::Chunk(chunk))) => received.partial.append(chunk).map_err(Error::from),
+                Ok(Some(UploadPart::Chunk(chunk))) => received.partial.append(chunk.into()).map_err(Error::from),
                 Ok(Some(UploadPart::Header(_))) => Err(UPLOAD.bad("part", "a second header came").into()),
                 Ok(None) => {
                     let answer = v1::UploadFactorsResponse { received: received.partial.offset(), complete: false };

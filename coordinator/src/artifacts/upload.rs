@@ -131,7 +131,7 @@ impl Upload {
     /// Takes a chunk, or what of it is new; says whether all is here. What is refused leaves no trace.
     pub(super) async fn append(&mut self, chunk: v1::ArtifactChunk) -> Result<bool, UploadFault> {
         let due = self.received();
-        transfer::check(&chunk.payload, chunk.offset, chunk.crc32c, self.announced.bytes)?;
+        transfer::check(std::slice::from_ref(&chunk.payload), chunk.offset, chunk.crc32c, self.announced.bytes)?;
         let Some(known) = due.checked_sub(chunk.offset) else {
             return Err(UploadFault::Gap { came: chunk.offset, due });
         };

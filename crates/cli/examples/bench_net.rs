@@ -1,5 +1,6 @@
 //! What moving factors from a calibrator to a surgeon costs: seconds, and CPU-seconds a GB on either side, over loopback, without
-//! and with TLS, beside the same bytes through a bare TCP socket in the same run.
+//! and with TLS, beside the same bytes through a bare TCP socket in the same run: into one warm buffer, into memory of their own
+//! that stays until the block is whole (as every receiver of factors must keep them), and with the same checksums.
 //!
 //! `bench_net` measures and prints; it starts itself as the sending process (`bench_net send HOW GIBIBYTES FOLDER`).
 
@@ -22,6 +23,15 @@ const BLOCK: usize = 128 << 20;
 const PIECE: usize = 1 << 20;
 const RUN: &str = "r-bench";
 const ROUNDS: usize = 5;
+/// Ways from one process to the other, by the word that asks for them.
+const WAYS: [(&str, &str); 6] = [
+    ("socket", "bare TCP socket, into one buffer"),
+    ("socket-kept", "bare socket, each block kept until it is whole"),
+    ("socket-summed", "bare socket, CRC32C and BLAKE3 on both sides"),
+    ("socket-kept-summed", "bare socket, kept, CRC32C and BLAKE3"),
+    ("plain", "`StreamFactors` (kept, CRC32C, BLAKE3)"),
+    ("tls", "`StreamFactors`, mTLS"),
+];
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -80,14 +90,21 @@ fn issue(folder: &Path) -> Result<()> {
 /// The sending process: says where it listens, sends, says what CPU that took.
 fn send(how: &str, blocks: u32, folder: &Path) -> Result<()> {
     let block = block();
-    if how == "socket" {
+    if how.starts_with("socket") {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         tell(&listener.local_addr()?.to_string())?;
         let (mut stream, _) = listener.accept()?;
         let start = cpu()?;
         for _ in 0..blocks {
-            for piece in block.chunks(PIECE) {
-                stream.write_all(piece)?;
+            if is_summed(how) {
+                std::hint::black_box(blake3::hash(&block));
+            }
+            for at in (0..BLOCK).step_by(PIECE) {
+                let piece = block.slice(at..at + PIECE);
+                if is_summed(how) {
+                    std::hint::black_box(service::transfer::crc32c(std::slice::from_ref(&piece)));
+                }
+                stream.write_all(&piece)?;
             }
         }
         drop(stream);
@@ -110,6 +127,41 @@ fn tell(line: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
+fn is_summed(how: &str) -> bool {
+    how.ends_with("summed")
+}
+
+/// Receives from a bare socket; returns how many bytes came.
+fn receive(stream: &mut TcpStream, how: &str) -> Result<u64> {
+    let keeps = how.contains("kept");
+    let (mut piece, mut kept) = (Vec::with_capacity(PIECE), Vec::new());
+    let (mut bytes, mut hasher) = (0, blake3::Hasher::new());
+    loop {
+        piece.clear();
+        let read = Read::by_ref(stream).take(PIECE as u64).read_to_end(&mut piece)?;
+        if read == 0 {
+            return Ok(bytes);
+        }
+        bytes += read as u64;
+        let came = Bytes::from(std::mem::take(&mut piece));
+        if is_summed(how) {
+            std::hint::black_box(service::transfer::crc32c(std::slice::from_ref(&came)));
+            hasher.update(&came);
+        }
+        if keeps {
+            kept.push(came);
+            piece = Vec::with_capacity(PIECE);
+        } else {
+            piece = came.into();
+        }
+        if bytes % BLOCK as u64 == 0 {
+            kept.clear();
+            std::hint::black_box(hasher.finalize());
+            hasher.reset();
+        }
+    }
+}
+
 /// What one transfer took.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
@@ -127,16 +179,8 @@ fn transfer(how: &str, blocks: u32, folder: &Path) -> Result<Cost> {
     let mut said = BufReader::new(sender.stdout.take().context("no standard output")?).lines();
     let endpoint = said.next().context("the sender ended")??;
     let (start, before) = (Instant::now(), cpu()?);
-    let bytes = if how == "socket" {
-        let mut stream = TcpStream::connect(&endpoint)?;
-        let mut piece = vec![0; PIECE];
-        let mut bytes = 0;
-        loop {
-            match stream.read(&mut piece)? {
-                0 => break bytes,
-                read => bytes += read as u64,
-            }
-        }
+    let bytes = if how.starts_with("socket") {
+        receive(&mut TcpStream::connect(&endpoint)?, how)?
     } else {
         runtime()?.block_on(async {
             let secured = if how == "tls" { Tls::open(&tls(folder, "receiver"))? } else { None };
@@ -165,25 +209,27 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 fn measure(blocks: u32) -> Result<()> {
     let folder = tempfile::tempdir()?;
     issue(folder.path())?;
-    let ways = ["socket", "plain", "tls"];
-    let mut costs = vec![Vec::new(); ways.len()];
+    let mut costs = vec![Vec::new(); WAYS.len()];
     for _ in 0..ROUNDS {
         // In turns, so that what else the machine does falls on all alike.
-        for (way, costs) in ways.iter().zip(&mut costs) {
+        for ((way, _), costs) in WAYS.iter().zip(&mut costs) {
             costs.push(transfer(way, blocks, folder.path())?);
         }
     }
     let size = f64::from(blocks) * BLOCK as f64 / 1e9;
     println!("{size:.1} GB in blocks of {} MiB over loopback, medians of {ROUNDS} in turns", BLOCK >> 20);
-    println!("| way | s/GB | CPU s/GB, sender | receiver | both, against the socket |");
-    println!("|---|---|---|---|---|");
-    let names = ["bare TCP socket", "StreamFactors, plain (CRC32C, BLAKE3)", "StreamFactors, mTLS"];
+    println!(
+        "| way | s/GB | CPU s/GB, sender | receiver | both, against the socket | against the socket that does the same |"
+    );
+    println!("|---|---|---|---|---|---|");
     let of = |costs: &[Cost], part: fn(&Cost) -> f64| median(costs.iter().map(part).collect());
-    let bare = of(&costs[0], |c| c.sender + c.receiver);
-    for (name, costs) in names.iter().zip(&costs) {
-        let both = of(costs, |c| c.sender + c.receiver);
-        let (seconds, sender) = (of(costs, |c| c.seconds), of(costs, |c| c.sender));
-        println!("| {name} | {seconds:.2} | {sender:.2} | {:.2} | x {:.2} |", of(costs, |c| c.receiver), both / bare);
+    let both = |costs: &[Cost]| of(costs, |c| c.sender + c.receiver);
+    let (bare, same) = (both(&costs[0]), both(&costs[3]));
+    for ((_, name), costs) in WAYS.iter().zip(&costs) {
+        let (seconds, sender, receiver) =
+            (of(costs, |c| c.seconds), of(costs, |c| c.sender), of(costs, |c| c.receiver));
+        let (against_bare, against_same) = (both(costs) / bare, both(costs) / same);
+        println!("| {name} | {seconds:.2} | {sender:.2} | {receiver:.2} | x {against_bare:.2} | x {against_same:.2} |");
     }
     Ok(())
 }

@@ -136,7 +136,9 @@ mod tests {
         #[test]
         fn a_task_that_got_lost_is_given_back_by_the_second_heartbeat_after(steps in proptest::collection::vec(step(), 0..200)) {
             let mut world = World::default();
-            steps.into_iter().for_each(|step| world.take(step));
+            for step in steps {
+                world.take(step);
+            }
             world.take(Step::Call); // the answer is lost
             let lost = world.calls;
             world.take(Step::Call);

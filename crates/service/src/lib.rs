@@ -6,6 +6,7 @@
 
 pub mod access;
 mod ahead;
+pub mod bulk;
 pub mod checkpoint;
 pub mod compute;
 pub mod keys;

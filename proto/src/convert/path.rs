@@ -38,7 +38,7 @@ impl TryFrom<v1::LayerCut> for LayerCut {
 }
 
 /// Returns a path in as many messages as it takes.
-pub fn path_messages(path: RemovalPath) -> Vec<v1::LayerPath> {
+pub fn path_messages(path: &RemovalPath) -> Vec<v1::LayerPath> {
     let (layer, damping) = (path.layer.to_string(), v1::FactorDamping::from(path.damping));
     let message = |(n, steps): (usize, &[PathStep])| v1::LayerPath {
         layer: layer.clone(),

@@ -140,7 +140,8 @@ impl Incoming {
     /// Writes a chunk at the file's end, if it is what was sent.
     fn append(&self, chunk: &v1::ArtifactChunk) -> Result<(), Status> {
         let mut file = self.file.borrow_mut();
-        let checked = transfer::check(&chunk.payload, chunk.offset, chunk.crc32c, self.artifact.bytes);
+        let checked =
+            transfer::check(std::slice::from_ref(&chunk.payload), chunk.offset, chunk.crc32c, self.artifact.bytes);
         if checked.is_err() || chunk.offset != file.bytes {
             // What came so far is good; the rest is asked for again.
             return Err(Status::unavailable("a chunk was damaged on the way"));

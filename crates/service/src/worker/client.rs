@@ -99,7 +99,7 @@ impl Client {
             layers: u32::try_from(paths.len()).unwrap_or(u32::MAX),
             steps: paths.iter().map(|path| path.steps.len() as u64).sum(),
         };
-        let messages = paths.into_iter().flat_map(path_messages).map(Part::Path);
+        let messages = paths.iter().flat_map(path_messages).map(Part::Path);
         let parts: Arc<[Part]> = std::iter::once(Part::Header(header)).chain(messages).collect();
         let call = || async {
             let (count, parts) = (parts.len(), parts.clone());
