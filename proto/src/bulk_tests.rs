@@ -132,3 +132,14 @@ fn what_is_too_long_compressed_or_cut_off_is_refused() {
     assert_eq!(read(&[0, 0, 0, 0, 9]), (Ok(None), Err(Malformed::CutOff(0))));
     assert!(matches!(read(&[0, 0, 0, 0, 2, 0x12, 0xff]).0, Err(Malformed::Fields(_))));
 }
+
+#[test]
+fn a_chunk_in_crumbs_is_put_together_so_that_its_pieces_take_no_more_than_its_bytes() {
+    let chunk = chunk_of((0..5000).map(|n| n as u8).collect());
+    let all = generated(Some(Part::Chunk(chunk.clone())));
+    let mut reader = Reader::default();
+    for at in 0..all.len() {
+        reader.push(all.slice(at..=at));
+    }
+    assert_eq!(reader.message(), Ok(Some(ReceivedPart::Chunk(chunk.into()))));
+}

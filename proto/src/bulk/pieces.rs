@@ -5,6 +5,9 @@ use bytes::{Buf, Bytes};
 use prost::encoding::decode_varint;
 use std::collections::VecDeque;
 
+/// Pieces of a chunk that are kept as they came: a frame of 16 KiB each, and then some.
+const MOST_PIECES: usize = 256;
+
 /// Bytes in pieces, none of them empty.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
@@ -39,7 +42,11 @@ impl Pieces {
         Ok(taken)
     }
 
-    pub(super) fn into_pieces(self) -> Vec<Bytes> {
+    /// Returns the pieces; one copy where there are so many that they would take more memory than their bytes.
+    pub(super) fn into_pieces(mut self) -> Vec<Bytes> {
+        if self.pieces.len() > MOST_PIECES {
+            return vec![self.copy_to_bytes(self.bytes)];
+        }
         self.pieces.into()
     }
 
