@@ -15,6 +15,7 @@ use proto::convert::{Fields, InvalidMessage, MAX_LAYERS, spec_without_data};
 use proto::v1;
 use proto::v1::apply_cut_response::Part as CutPart;
 use proto::v1::upload_factors_request::Part as UploadPart;
+use service::bulk::crc32c;
 use service::{Reason, StoreError, keys, status};
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -278,7 +279,7 @@ impl Standalone {
 fn parts(layer: v1::NewLayer, block: u32, bytes: &Bytes) -> Vec<v1::ApplyCutResponse> {
     let chunks = (0..bytes.len()).step_by(proto::CHUNK_BYTES).map(|offset| {
         let payload = bytes.slice(offset..bytes.len().min(offset + proto::CHUNK_BYTES));
-        v1::FactorChunk { block, offset: offset as u64, crc32c: crc32c::crc32c(&payload), payload }
+        v1::FactorChunk { block, offset: offset as u64, crc32c: crc32c(std::slice::from_ref(&payload)), payload }
     });
     let all = std::iter::once(CutPart::Layer(layer)).chain(chunks.map(CutPart::Chunk));
     all.map(|part| v1::ApplyCutResponse { part: Some(part) }).collect()
