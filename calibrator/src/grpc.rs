@@ -8,7 +8,7 @@ use proto::convert::{Fields, InvalidMessage};
 use proto::v1;
 use proto::v1::calibrator_service_server::CalibratorService;
 use proto::v1::stream_factors_response::Part;
-use service::{SweepKey, transfer};
+use service::SweepKey;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ impl Sending {
             return Err(Error::ResumeBehindEnd { block, offset, bytes });
         }
         self.sent.insert(block);
-        let header = v1::FactorHeader { block, bytes, blake3: factors.blake3.clone() };
+        let header = v1::FactorHeader { block, bytes, blake3: factors.sums.blake3.clone() };
         self.current = Some((factors, offset));
         Ok(header)
     }
@@ -126,7 +126,7 @@ impl Sending {
         let Some((factors, offset)) = &mut self.current else { return Ok(None) };
         let end = factors.bytes().min(*offset + proto::CHUNK_BYTES as u64);
         let payload = factors.slice(*offset..end).await.map_err(|error| self.shelf.lose(&self.key, &error))?;
-        let crc32c = transfer::crc32c(std::slice::from_ref(&payload));
+        let crc32c = factors.sums.of_chunk(*offset, &payload);
         let chunk = v1::FactorChunk { block: factors.block, offset: *offset, crc32c, payload };
         crate::metrics::sent(chunk.payload.len());
         *offset = end;

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::spill::Spill;
 use bytes::Bytes;
 pub(crate) use factors::Factors;
-use factors::{Content, digest};
+use factors::{Content, Sums};
 use service::SweepKey;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -201,8 +201,8 @@ impl Shelf {
             _ => None,
         };
         if let Some(file) = spilled {
-            let blake3 = digest(&bytes);
-            self.place(key, Factors { block, blake3, content: Content::File(Arc::new(file)) })?;
+            let sums = Sums::of(&bytes);
+            self.place(key, Factors { block, sums, content: Content::File(Arc::new(file)) })?;
             return Ok(Duration::ZERO);
         }
         let waited = self.wait_while(key, cancelled, Sweep::is_full)?;
@@ -212,8 +212,8 @@ impl Shelf {
 
     /// Puts a finished block into memory, whatever is there.
     pub(crate) fn put(&self, key: &SweepKey, block: u32, bytes: Bytes) -> Result<(), Error> {
-        let blake3 = digest(&bytes);
-        self.place(key, Factors { block, blake3, content: Content::Memory(bytes) })
+        let sums = Sums::of(&bytes);
+        self.place(key, Factors { block, sums, content: Content::Memory(bytes) })
     }
 
     /// Puts a block on the shelf, unless it was released in the meantime.

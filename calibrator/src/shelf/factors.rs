@@ -2,6 +2,7 @@
 
 use crate::spill::SpillFile;
 use bytes::Bytes;
+use service::transfer::{Chunk, chunks, crc32c};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,9 +12,36 @@ use std::sync::Arc;
 pub(crate) struct Factors {
     /// The block.
     pub(crate) block: u32,
-    /// Its digest, hex.
-    pub(crate) blake3: String,
+    pub(crate) sums: Sums,
     pub(super) content: Content,
+}
+
+/// What its receiver checks a block by, found in one walk over its bytes: a second one would have to fetch them again.
+#[derive(Debug, Clone)]
+pub(crate) struct Sums {
+    /// Digest of the whole, hex.
+    pub(crate) blake3: String,
+    /// CRC32C of each [`proto::CHUNK_BYTES`], in order; of the rest at the end.
+    crc32c: Vec<u32>,
+}
+
+impl Sums {
+    pub(super) fn of(bytes: &Bytes) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        let sum = |chunk: Chunk| {
+            hasher.update(&chunk.payload);
+            chunk.crc32c
+        };
+        let crc32c = chunks(bytes, 0).map(sum).collect();
+        Self { blake3: hasher.finalize().to_hex().to_string(), crc32c }
+    }
+
+    /// Returns the CRC32C of the chunk that begins at `offset`; computes it where others begin.
+    pub(crate) fn of_chunk(&self, offset: u64, payload: &Bytes) -> u32 {
+        let (at, within) = (offset / proto::CHUNK_BYTES as u64, offset % proto::CHUNK_BYTES as u64);
+        let known = self.crc32c.get(at as usize).copied().filter(|_| within == 0);
+        known.unwrap_or_else(|| crc32c(std::slice::from_ref(payload)))
+    }
 }
 
 /// Where the bytes are.
@@ -57,7 +85,7 @@ impl Factors {
         match &self.content {
             Content::Memory(bytes) => Ok(vec![bytes.clone()]),
             Content::File(file) => {
-                let (file, blake3) = (Arc::clone(file), self.blake3.clone());
+                let (file, blake3) = (Arc::clone(file), self.sums.blake3.clone());
                 blocking(move || file.read_all(&blake3)).await
             }
         }
@@ -69,7 +97,18 @@ async fn blocking<T: Send + 'static>(read: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
-/// Returns the digest of a block, hex.
-pub(super) fn digest(bytes: &[u8]) -> String {
-    blake3::hash(bytes).to_hex().to_string()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_those_of_the_bytes_wherever_a_chunk_begins() {
+        let bytes = Bytes::from((0..2 * proto::CHUNK_BYTES + 9).map(|n| (n * 31) as u8).collect::<Vec<_>>());
+        let sums = Sums::of(&bytes);
+        assert_eq!(sums.blake3, blake3::hash(&bytes).to_hex().as_str());
+        for offset in [0, proto::CHUNK_BYTES, 2 * proto::CHUNK_BYTES, 7, proto::CHUNK_BYTES + 1] {
+            let chunk = bytes.slice(offset..bytes.len().min(offset + proto::CHUNK_BYTES));
+            assert_eq!(sums.of_chunk(offset as u64, &chunk), ::crc32c::crc32c(&chunk), "{offset}");
+        }
+    }
 }
