@@ -3,7 +3,7 @@
 use crate::args::MaterialiseArgs;
 use crate::error::CliError;
 use crate::local::Client;
-use crate::prune::{Call, absolute, launch, newest_run, output_parent, start_display, state_folder};
+use crate::prune::{Call, absolute, launch, newest_run, only_paths, output_parent, start_display, state_folder};
 use proto::v1;
 use std::path::Path;
 use types::{RunId, RunSpec, Target};
@@ -13,6 +13,7 @@ pub(crate) fn run(args: &MaterialiseArgs) -> Result<(), CliError> {
     let display = start_display(args.quiet)?;
     let state = absolute("STATE", &args.state)?;
     state_folder(&args.state)?;
+    only_paths([("--out", &*args.out.to_string_lossy())])?;
     let output = absolute("--out", &args.out)?;
     let target = target(args)?;
     args.machine.device.open()?;

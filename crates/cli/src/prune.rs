@@ -6,7 +6,7 @@ mod follow;
 mod journal;
 mod request;
 
-pub(crate) use check::{missing_data, output_parent, state_folder};
+pub(crate) use check::{missing_data, only_paths, output_parent, state_folder};
 pub(crate) use command::command;
 pub(crate) use follow::{Follower, run_id};
 pub(crate) use journal::{Journal, journal_of, journal_so_far};
@@ -35,6 +35,10 @@ const MESSAGE_THREADS: usize = 4;
 pub(crate) fn run(args: &PruneArgs) -> Result<(), CliError> {
     let display = start_display(args.quiet)?;
     request::target(&args.run)?;
+    let (model, out) = (args.run.model.to_string_lossy(), args.run.out.to_string_lossy());
+    let text = [("--data", &args.run.data), ("--eval-data", &args.run.eval_data)];
+    let text = text.iter().flat_map(|(flag, paths)| paths.iter().map(move |path| (*flag, path.as_str())));
+    check::only_paths([("MODEL", &*model), ("--out", &*out)].into_iter().chain(text))?;
     let folder = ModelFolder::open(&args.run.model)?;
     let spec = request::spec(&args.run, folder.config())?;
     let output = PathBuf::from(&spec.output);

@@ -219,3 +219,29 @@ fn refusals_say_what_is_wrong_and_what_to_do() {
     cluster.ask("artifacts", &["--delete", &name]);
     assert_eq!(cluster.ask("artifacts", &[]).trim(), "no artifacts");
 }
+
+#[test]
+fn a_run_on_text_that_was_brought_gives_the_model_of_the_run_on_the_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(&temp.path().join("cluster"));
+    cluster.start(1, 1);
+    cluster.wait_for_workers(2);
+    let text = temp.path().join("text.txt");
+    let calibration = fs::read_dir(e2e::root().join("testdata/text/calibration")).unwrap();
+    let all: Vec<String> = calibration.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    fs::write(&text, all.join("\n")).unwrap();
+    let run = |output: &Path, more: &[&str]| {
+        let mut submit = cluster.client("submit");
+        submit.arg(e2e::glassllm()).arg("--data").arg(&text).arg("--out").arg(output);
+        submit.args(["--seq-len", "128", "--samples", "16", "--multiple-of", "1", "--target-size", "0.8", "--follow"]);
+        expect(submit.args(more), 0);
+        fs::read(output.join("model.safetensors")).unwrap()
+    };
+    let from_file = run(&temp.path().join("from-file"), &[]);
+    let brought = run(&temp.path().join("brought"), &["--upload"]);
+    assert!(from_file == brought);
+    assert_eq!(whole(&cluster).len(), 1);
+    assert!(cluster.said("calibrator-0").contains("model and data are ready"));
+    let report = fs::read_to_string(temp.path().join("brought/pruning_report.json")).unwrap();
+    assert!(report.contains("artifact:"), "the report says where the text came from");
+}

@@ -139,6 +139,8 @@ struct Inner {
     runtime: Handle,
     /// Buckets by the address of the folder that was opened.
     opened: Mutex<BTreeMap<String, Store>>,
+    /// Held while something is copied: two roles of one process may want the same.
+    copying: Mutex<()>,
     /// Models by address, with what was listed when they were copied.
     models: Mutex<BTreeMap<String, (String, ModelPlace)>>,
 }
@@ -163,9 +165,9 @@ impl Places {
             _ => Err(address::bad(given, "what a worker may use", "name s3://bucket or s3://bucket/prefix")),
         });
         let allowed = cleaned.collect::<Result<_, _>>()?;
-        let (opened, models) = (Mutex::default(), Mutex::default());
+        let (opened, copying, models) = (Mutex::default(), Mutex::default(), Mutex::default());
         let scratch = Scratch::new(scratch);
-        let inner = Inner { allowed, store, scratch, runtime: Handle::current(), opened, models };
+        let inner = Inner { allowed, store, scratch, runtime: Handle::current(), opened, copying, models };
         Ok(Self { inner: Some(Arc::new(inner)), beat: None })
     }
 
@@ -187,6 +189,7 @@ impl Places {
         let (parent, name) = parts.split().ok_or_else(|| {
             address::bad(address, "a model", "name a folder in the bucket, as s3://bucket/prefix/model")
         })?;
+        let _turn = lock(&inner.copying);
         let found = async {
             let store = inner.open(parent).await?;
             bucket::list_folder(&store, name).await

@@ -1,5 +1,6 @@
 //! What can be seen to be wrong before anything expensive starts. The workers check again; this is only sooner.
 
+use super::request::is_address;
 use crate::error::CliError;
 use crate::sizes::check_target;
 use model::ModelFolder;
@@ -19,6 +20,17 @@ pub(crate) fn data_is_there(path: &str) -> bool {
 pub(crate) fn missing_data(flag: &'static str, paths: &[String]) -> Vec<CliError> {
     let missing = paths.iter().filter(|path| !data_is_there(path));
     missing.map(|path| CliError::DataMissing { flag, path: path.clone() }).collect()
+}
+
+/// Refuses what is no path of this machine: only workers reach buckets and artifacts.
+pub(crate) fn only_paths<'a>(places: impl IntoIterator<Item = (&'static str, &'a str)>) -> Result<(), CliError> {
+    let elsewhere = places.into_iter().filter(|(_, place)| is_address(place));
+    let refused = |(flag, place): (&str, &str)| {
+        CliError::Usage(format!(
+            "{flag} '{place}': this command works on folders and files of this machine; llm-surgeon submit has workers reach others"
+        ))
+    };
+    CliError::from_all(elsewhere.map(refused).collect())
 }
 
 /// Checks model, data and target of a run, without writing anything. All faults are reported at once.

@@ -53,6 +53,14 @@ fn models_of_a_kind_that_is_not_supported_are_refused_with_64() {
 }
 
 #[test]
+fn what_only_workers_reach_is_refused_and_leaves_nothing() {
+    let place = Place::with("llama-gqa");
+    let said = place.run(&["prune", "s3://b/m", "--data", "artifact:1", "--out", "s3://b/out", "--target-size", "0.8"]);
+    said.refused(64, &["MODEL 's3://b/m'", "--data 'artifact:1'", "--out 's3://b/out'", "llm-surgeon submit"]);
+    place.untouched();
+}
+
+#[test]
 fn all_missing_inputs_are_told_at_once() {
     let place = Place::with("llama-gqa");
     fs::remove_file(place.path("model/tokenizer.json")).unwrap();

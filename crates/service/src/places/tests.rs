@@ -60,6 +60,19 @@ async fn a_model_s_small_files_are_copied_and_its_tensors_read_in_ranges() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_roles_of_one_process_may_want_the_same_model_at_a_time() {
+    let small: Vec<(String, Vec<u8>)> = (0..20).map(|n| (format!("m/{n}.json"), vec![n; 50_000])).collect();
+    let bucket = filled(&small.iter().map(|(key, bytes)| (key.as_str(), bytes.as_slice())).collect::<Vec<_>>()).await;
+    let places = places(&bucket, &Store::memory());
+    let folders = std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| places.model("s3://team/models/m").unwrap().folder)).collect();
+        asked.into_iter().map(|one| one.join().unwrap()).collect::<std::collections::BTreeSet<_>>()
+    });
+    assert_eq!(folders.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_changes_is_copied_again_and_its_old_tensors_are_refused() {
     let bucket = filled(&[("m/config.json", b"1"), ("m/model.safetensors", b"old bytes")]).await;
     let places = places(&bucket, &Store::memory());

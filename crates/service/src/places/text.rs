@@ -1,7 +1,7 @@
 //! Text that lies elsewhere, copied to this host.
 
 use super::address::BucketAddress;
-use super::{Inner, PlaceError, address, at};
+use super::{Inner, PlaceError, address, at, lock};
 use crate::keys;
 use crate::store::Entry;
 use futures::{StreamExt, TryStreamExt};
@@ -21,6 +21,7 @@ pub(super) fn from_bucket(inner: &Inner, address: &str, parts: &BucketAddress<'_
     if name.contains(['*', '?', '[']) {
         return Err(address::bad(address, "text", "patterns are for paths of a host; name an object or a folder"));
     }
+    let _turn = lock(&inner.copying);
     inner.wait(copied(inner, address, (parent, name)))
 }
 
@@ -76,6 +77,7 @@ fn fingerprint(address: &str, files: &[Entry]) -> String {
 pub(super) fn from_artifact(inner: &Inner, address: &str, artifact: &ArtifactAddress) -> Result<String, PlaceError> {
     let ArtifactAddress { blake3: digest, ending } = artifact;
     let path = inner.scratch.path()?.join("artifacts").join(format!("{digest}{ending}"));
+    let _turn = lock(&inner.copying);
     if !path.exists() {
         let partial = path.with_extension("part");
         let downloaded = inner.wait(inner.store.download(&keys::artifact(digest), &partial));
