@@ -42,7 +42,7 @@ fn start(bench: &Bench, folder: &Path, name: &str, nice: u8) -> Result<Running> 
     let mut command = Command::new("nice");
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.arg("-n").arg(nice.to_string()).arg(plain.get_program()).arg("--store").arg(folder.join("store"));
-    command.args(["--listen", &endpoint(folder, name)]).env("RUST_LOG", "error");
+    command.args(["--listen", &endpoint(folder, name)]).stderr(Stdio::null());
     if program != "coordinator" {
         let coordinator = endpoint(folder, "coordinator");
         command.args(["--coordinator", &coordinator, "--worker", name, "--device", "cpu", "--threads", "1"]);

@@ -9,7 +9,7 @@ use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use service::bulk::FactorStream;
 use service::{Connector, MemoryNetwork, Wire};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 type Client = CalibratorServiceClient<Wire>;
@@ -54,7 +54,7 @@ pub(super) fn seconds(bench: &Bench, calibrators: usize) -> Result<f64> {
 
 fn start(bench: &Bench, endpoint: &str) -> Result<Running> {
     let mut command = bench.program("calibrator");
-    command.args(["--standalone", "--listen", endpoint, "--device", "cpu", "--threads", "1"]).env("RUST_LOG", "warn");
+    command.args(["--standalone", "--listen", endpoint, "--device", "cpu", "--threads", "1"]).stderr(Stdio::null());
     Ok(Running(command.spawn().context("calibrator")?))
 }
 
