@@ -198,7 +198,7 @@ impl Places {
         if files.is_empty() {
             return Err(PlaceError::Nothing { address: address.to_owned() });
         }
-        let listed = bucket::fingerprint(address, &files);
+        let listed = bucket::fingerprint(address, files.values());
         if let Some((known, place)) = lock(&inner.models).get(address)
             && *known == listed
         {

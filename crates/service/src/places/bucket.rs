@@ -42,12 +42,12 @@ pub(super) async fn list_folder(store: &Store, folder: &str) -> Result<Files, St
 }
 
 /// Returns a name for what was listed: another one when anything changed.
-pub(super) fn fingerprint(address: &str, files: &Files) -> String {
+pub(super) fn fingerprint<'a>(address: &str, listed: impl IntoIterator<Item = &'a Entry>) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(address.as_bytes());
-    for (name, listed) in files {
-        hasher.update(b"\0").update(name.as_bytes()).update(&listed.bytes.to_le_bytes());
-        hasher.update(listed.version.as_deref().unwrap_or_default().as_bytes());
+    for entry in listed {
+        hasher.update(b"\0").update(entry.key.as_bytes()).update(&entry.bytes.to_le_bytes());
+        hasher.update(entry.version.as_deref().unwrap_or_default().as_bytes());
     }
     hasher.finalize().to_hex()[..16].to_owned()
 }

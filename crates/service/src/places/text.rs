@@ -1,6 +1,7 @@
 //! Text that lies elsewhere, copied to this host.
 
 use super::address::BucketAddress;
+use super::bucket::fingerprint;
 use super::{Inner, PlaceError, address, at, lock};
 use crate::keys;
 use crate::store::Entry;
@@ -61,16 +62,6 @@ fn is_visible(listed: &Entry) -> bool {
 /// Says whether a copy was made before. Copies get their name when they are whole.
 async fn is_whole(path: &Path, bytes: u64) -> bool {
     tokio::fs::metadata(path).await.is_ok_and(|found| found.len() == bytes)
-}
-
-fn fingerprint(address: &str, files: &[Entry]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(address.as_bytes());
-    for listed in files {
-        hasher.update(b"\0").update(listed.key.as_bytes()).update(&listed.bytes.to_le_bytes());
-        hasher.update(listed.version.as_deref().unwrap_or_default().as_bytes());
-    }
-    hasher.finalize().to_hex()[..16].to_owned()
 }
 
 /// Returns the path of a copy of what a caller wrote into the store.
