@@ -113,6 +113,10 @@ test-clients: build-tests test-models ## The clients in Go and Node: types, vet,
 fuzz: setup ## Fuzz what parses bytes from outside: files, configs, texts, records, messages, streams (FUZZ_ARGS="180 journal": seconds, targets)
 	@scripts/fuzz.sh $(FUZZ_ARGS)
 
+.PHONY: test-faults
+test-faults: build-tests test-models ## The fault suite on real processes, and how many faults it put in (a quarter of an hour; FAULTS_ARGS=cut: tests so named)
+	@scripts/faults.sh $(FAULTS_ARGS)
+
 .PHONY: soak
 soak: build test-models ## 200 small runs while 1,000 watch and strangers knock: memory, times, refusals (ten minutes; SOAK_ARGS="1000 --delete")
 	@scripts/soak.sh $(SOAK_ARGS)

@@ -5,9 +5,9 @@ use model::ModelError;
 use proto::InvalidMessage;
 use proto::v1::FailureClass;
 use service::checkpoint::CheckpointError;
+use service::places::failure_of_read;
 use service::program::{Exit, Failure};
 use service::{ComputeError, PlaceError, Reason, StoreError, TaskFailure, WorkerError, status};
-use std::io::ErrorKind;
 use std::time::Duration;
 use tonic::Status;
 use types::{Generation, RunId};
@@ -199,7 +199,10 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
         return (Some(C::Store), R::StoreFull);
     }
     match error {
-        E::Remote { source, .. } => of_remote(source.kind()),
+        E::Remote { source, .. } => {
+            let (class, reason) = failure_of_read(source.kind());
+            (Some(class), reason)
+        }
         E::Io { .. }
         | E::NotAModel { .. }
         | E::Config { .. }
@@ -219,15 +222,6 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
             (Some(C::Internal), R::Internal)
         }
         E::Stopped => (None, R::ShuttingDown),
-    }
-}
-
-/// Returns what becomes of a tensor file elsewhere that could not be read.
-fn of_remote(kind: ErrorKind) -> (Option<FailureClass>, Reason) {
-    match kind {
-        ErrorKind::NotFound => (Some(FailureClass::InvalidInput), Reason::ModelInvalid),
-        ErrorKind::InvalidData => (Some(FailureClass::Numerical), Reason::DigestMismatch), // another file by now
-        _ => (Some(FailureClass::Store), Reason::StoreUnavailable),
     }
 }
 

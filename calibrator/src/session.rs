@@ -6,7 +6,7 @@ use crate::error::Error;
 use model::tokens::{
     DataOptions, Documents, Draw, Samples, Segments, Tokenizer, overlap, pack_samples, read_documents, segments,
 };
-use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, Weights, device};
+use model::{Decoder, ModelError, ModelFolder, Overlay, Weights, device};
 use service::Places;
 use service::checkpoint::LayerBytes;
 use std::path::PathBuf;
@@ -136,7 +136,7 @@ impl Session {
             self.decoder = None;
             let folder = self.folder(spec)?;
             let overlay = match changed {
-                Changed::Here(layers) => overlay(layers, self.device)?,
+                Changed::Here(layers) => Overlay::decode(layers, self.device)?,
                 Changed::InStore(states, source) => Overlay::later(states, source),
             };
             let decoder = Decoder::open(folder, overlay, self.weights, (device::kind(spec.dtype), self.device))?;
@@ -211,11 +211,4 @@ fn take_check(samples: &mut Samples) -> Result<Vec<Vec<i64>>, ModelError> {
 fn documents(paths: Vec<String>, spec: &RunSpec, tokenizer: &Tokenizer) -> Result<Documents, ModelError> {
     let options = DataOptions { paths, text_column: spec.text_column.clone() };
     read_documents(&options, tokenizer)
-}
-
-/// Returns the changed layers as tensors; each file's bytes are dropped once read.
-fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
-    let read =
-        |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
-    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()?, later: None })
 }

@@ -240,6 +240,33 @@ async fn two_writers_of_one_artifact_help_each_other() {
 }
 
 #[tokio::test]
+async fn whoever_goes_on_with_what_has_ended_is_told_how_and_begins_nothing() {
+    for deleted in [false, true] {
+        let (store, file) = (Store::memory(), file(2000));
+        let uploads = Arc::new(uploads(&store));
+        let (sender, receiver) = mpsc::channel(8);
+        let slow = Arc::clone(&uploads);
+        let slow = tokio::spawn(async move { slow.write(ReceiverStream::new(receiver)).await });
+        let send = async |part| sender.send(Ok(v1::WriteArtifactRequest { part: Some(part) })).await.unwrap();
+        send(header(&file, 0)).await;
+        send(chunk(&file, 0..500)).await;
+        while received(&uploads, &file).await == 0 {
+            tokio::task::yield_now().await;
+        }
+        if deleted {
+            uploads.remove(&digest(&file)).await.unwrap();
+        } else {
+            let rest = [vec![header(&file, 500)], chunks(&file, 500, 500)].concat();
+            assert!(write(&uploads, rest).await.unwrap().complete);
+        }
+        send(chunk(&file, 500..1000)).await;
+        let answer = slow.await.unwrap().unwrap();
+        assert_eq!((answer.received, answer.complete), if deleted { (0, false) } else { (2000, true) });
+        assert_eq!(store.list(keys::UPLOADS).await.unwrap(), [""; 0], "no part of a new upload");
+    }
+}
+
+#[tokio::test]
 async fn limits_say_what_passes_and_what_never_will() {
     let store = Store::memory();
     let uploads = Uploads::new(store.clone(), SMALL);

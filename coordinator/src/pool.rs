@@ -8,6 +8,7 @@ use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::task::Work;
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
@@ -51,6 +52,8 @@ struct Inner {
 pub(crate) struct Pool {
     inner: Mutex<Inner>,
     bell: Notify,
+    /// Rung whenever a result is durable, or will never be.
+    settled: Notify,
 }
 
 impl Pool {
@@ -114,8 +117,7 @@ impl Pool {
     pub(crate) async fn lease(&self, worker: &WorkerId, call: u64, max: usize, wait: Duration) -> Vec<v1::Task> {
         let deadline = Instant::now() + wait;
         loop {
-            let rung = self.bell.notified();
-            tokio::pin!(rung);
+            let mut rung = pin!(self.bell.notified());
             rung.as_mut().enable(); // before the look, or a ring in between would be lost
             let next_free = {
                 let mut inner = self.lock();
@@ -218,13 +220,28 @@ impl Pool {
         };
         let outcome = match taken {
             Ok(outcome) => outcome,
-            Err(LeaseError::Committed { .. }) => return Ok(Ok(())), // a repeated call: the first was answered, or lost
+            // A repeated call: the first was answered, or its answer got lost, or it waits still.
+            Err(LeaseError::Committed { .. }) => return self.durable(held.task_id).await.map(Ok),
             Err(error) => return Err(error),
         };
         let (ack, acked) = oneshot::channel();
         let unknown = || LeaseError::Unknown { task: held.task_id.to_owned() };
         outcome.send(Ok(Completion { result, seconds, ack })).map_err(|_| unknown())?;
         acked.await.map_err(|_| unknown())
+    }
+
+    /// Waits until the result that came for a task is durable.
+    async fn durable(&self, task_id: &str) -> Result<(), LeaseError> {
+        loop {
+            let mut settled = pin!(self.settled.notified());
+            settled.as_mut().enable();
+            match self.lock().board.is_durable(task_id) {
+                Some(true) => return Ok(()),
+                Some(false) => {}
+                None => return Err(LeaseError::Unknown { task: task_id.to_owned() }),
+            }
+            settled.await;
+        }
     }
 
     /// Notes that a task's result is durable.
@@ -235,6 +252,8 @@ impl Pool {
         if let Some(task) = inner.board.task(task_id).cloned() {
             inner.show_stored(&task);
         }
+        drop(inner);
+        self.settled.notify_waiters();
     }
 
     /// Notes a failure and decides what follows.
@@ -291,6 +310,8 @@ impl Pool {
         let mut inner = self.lock();
         inner.board.remove_run(run);
         inner.plans.retain(|(r, _), _| r != run);
+        drop(inner);
+        self.settled.notify_waiters();
     }
 
     /// Opens the plan of a shot with the `state` of each shard.
@@ -382,4 +403,49 @@ fn change(plan: &watch::Sender<Plan>, source: v1::ShardSource) {
 /// Returns how long a lease lasts, in seconds.
 pub(crate) fn lease_seconds() -> u32 {
     u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_result_that_comes_twice_is_answered_twice_and_not_before_it_is_durable() {
+        let (pool, worker) = (Arc::new(Pool::default()), WorkerId::new("a").unwrap());
+        let member = Member {
+            role: v1::WorkerRole::Surgeon,
+            endpoint: String::new(),
+            device: String::new(),
+            seen: Instant::now(),
+            draining: false,
+        };
+        pool.register(worker.clone(), member);
+        let submit = || pool.submit(vec![v1::Task { run: "r".into(), ..v1::Task::default() }], v1::WorkerRole::Surgeon);
+        let complete = |task: &v1::Task| {
+            let (pool, worker, id, generation) = (pool.clone(), worker.clone(), task.task_id.clone(), task.generation);
+            tokio::spawn(async move {
+                let held = Held { worker: &worker, task_id: &id, generation };
+                pool.complete(held, TaskResult::Materialise(v1::MaterialiseResult::default()), None, 1.0).await
+            })
+        };
+        for durable in [true, false] {
+            let (id, outcome) = submit().remove(0);
+            let task = pool.lease(&worker, 1, 1, Duration::ZERO).await.remove(0);
+            let first = complete(&task);
+            let Completion { ack, .. } = outcome.await.unwrap().unwrap();
+            let second = complete(&task);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!first.is_finished() && !second.is_finished());
+            if durable {
+                pool.committed(&id);
+                ack.send(Ok(())).unwrap();
+                assert!(matches!((first.await.unwrap(), second.await.unwrap()), (Ok(Ok(())), Ok(Ok(())))));
+            } else {
+                drop(ack);
+                pool.remove_run("r");
+                let lost = |answer| matches!(answer, Err(LeaseError::Unknown { .. }));
+                assert!(lost(first.await.unwrap()) && lost(second.await.unwrap()));
+            }
+        }
+    }
 }

@@ -86,8 +86,8 @@ impl Coordinator {
         }
         let paths = coming.finish().map_err(|e| invalid_message(&e))?; // it broke: the call is made again
         due.check(&paths).map_err(|e| self.fault(&reporter, &e))?;
-        let key = keys::scores(run.id(), task.shot, work.round, work.block);
-        self.store_report(&run, &reporter, (key, json(&paths)?)).await
+        let key = |blake3: &str| keys::scores(run.id(), task.shot, work.round, work.block, blake3);
+        self.store_report(&run, &reporter, json(&paths)?, key).await
     }
 
     /// Takes the histograms of a block's layers; returns where they lie.
@@ -101,10 +101,8 @@ impl Coordinator {
             generation: request.generation,
         };
         let Asked { task, run, block } = self.asked(reporter.held())?;
-        let (due, key) = match task.work.filter(|_| run.spec().structure.is_masked()).filter(result::reports) {
-            Some(Work::Score(work)) => {
-                (scores::items(&block, run.spec()), keys::scores(run.id(), task.shot, work.round, work.block))
-            }
+        let (due, work) = match task.work.filter(|_| run.spec().structure.is_masked()).filter(result::reports) {
+            Some(Work::Score(work)) => (scores::items(&block, run.spec()), Work::Score(work)),
             Some(Work::Refine(work)) => {
                 let first = run.history(|h| h.shots.get(&task.shot)?.scored.get(&work.block).map(|b| b.scores.clone()));
                 let first = first.ok_or_else(|| Reason::Internal.status("a block is refined that was not scored"))?;
@@ -114,7 +112,7 @@ impl Coordinator {
                     other => other.status(),
                 })?;
                 let digit = work.digit as u16; // ours: it was one when the task was made
-                (scores::items_with(&first, digit), keys::refined(run.id(), task.shot, work.round, work.block))
+                (scores::items_with(&first, digit), Work::Refine(work))
             }
             _ => return Err(invalid_message(&HISTOGRAMS.bad("task_id", "it is no task that gives histograms"))),
         };
@@ -122,7 +120,12 @@ impl Coordinator {
             .list("histograms", request.histograms, MAX_LAYERS)
             .and_then(|histograms| scores::check_histograms(&due, &histograms).map(|()| histograms))
             .map_err(|e| self.fault(&reporter, &e))?;
-        self.store_report(&run, &reporter, (key, json(&histograms)?)).await
+        let key = |blake3: &str| match &work {
+            Work::Refine(work) => keys::refined(run.id(), task.shot, work.round, work.block, blake3),
+            Work::Score(work) => keys::scores(run.id(), task.shot, work.round, work.block, blake3),
+            _ => unreachable!("no other came this far"),
+        };
+        self.store_report(&run, &reporter, json(&histograms)?, key).await
     }
 
     /// Returns what the cut of its shot takes from a task's block.
@@ -154,18 +157,20 @@ impl Coordinator {
         Ok(Asked { task, run, block })
     }
 
-    /// Puts a report into the store, unless it is there already, and remembers where.
+    /// Puts a report into the store, unless it is there already, and remembers where. `key` tells where by its digest.
     async fn store_report(
         &self,
         run: &Run,
         reporter: &Reporter,
-        (key, bytes): (String, Bytes),
+        bytes: Bytes,
+        key: impl Fn(&str) -> String,
     ) -> Result<ObjectRef, Status> {
         let held = reporter.held();
         let lost = |e| lease_status(&e);
         let storing = self.pool().storing(held).map_err(lost)?;
         let _one_at_a_time = storing.lock().await;
-        let object = ObjectRef { blake3: blake3::hash(&bytes).to_hex().to_string(), bytes: bytes.len() as u64, key };
+        let blake3 = blake3::hash(&bytes).to_hex().to_string();
+        let object = ObjectRef { key: key(&blake3), bytes: bytes.len() as u64, blake3 };
         match self.pool().reported(held).map_err(lost)? {
             Some(before) if before.object == object => return Ok(object),
             Some(before) if before.request_id == reporter.request_id => {

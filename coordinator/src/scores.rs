@@ -177,6 +177,9 @@ impl Coming {
             }
             _ => {
                 PATHS.at_most("path", self.paths.len() + 1, self.layers, "layers")?;
+                if !damped {
+                    return Err(PATHS.bad("path.damping", format!("the path of {} begins without it", path.layer)));
+                }
                 self.paths.push(path);
             }
         }

@@ -158,6 +158,7 @@ fn a_path_goes_on_where_the_last_message_ended_and_half_a_report_is_none() {
     let mut whole = after_three();
     whole.add(more(channels(&[2]))).unwrap();
     assert_eq!(whole.finish(), Ok(vec![heads(&[0, 2]), channels(&[1, 2])]));
+    assert!(coming(2, 4).add(more(heads(&[0]))).is_err(), "it begins without its damping");
     let mut half = coming(2, 4);
     half.add(heads(&[0, 2]).into()).unwrap();
     let short = half.finish().unwrap_err().to_string();

@@ -369,7 +369,7 @@ impl Board {
         }
     }
 
-    /// Takes a result: the task is committing until [`Board::committed`] or [`Board::uncommitted`].
+    /// Takes a result: the task is committing until [`Board::committed`], or until its run is removed.
     pub fn complete(&mut self, held: Held<'_>) -> Result<oneshot::Sender<Outcome>, LeaseError> {
         let entry = self.held(held)?;
         let committed = || LeaseError::Committed { task: held.task_id.to_owned() };
@@ -385,6 +385,15 @@ impl Board {
         }
     }
 
+    /// Returns whether a task's result is durable; `None` if there is none that came.
+    pub fn is_durable(&self, task_id: &str) -> Option<bool> {
+        match self.entries.get(task_id)?.state {
+            State::Committed => Some(true),
+            State::Committing { .. } => Some(false),
+            State::Free { .. } | State::Leased { .. } => None,
+        }
+    }
+
     /// Notes a failed attempt and decides whether there is another.
     pub fn fail(
         &mut self,
@@ -394,6 +403,7 @@ impl Board {
         jitter: f64,
         now: Instant,
     ) -> Result<Decision, LeaseError> {
+        self.leased(held)?; // what is being committed stays as it is
         let entry = self.held(held)?;
         let setback = Setback::Failed(failure.class);
         entry.history.record(setback, held.worker);
@@ -408,6 +418,7 @@ impl Board {
 
     /// Takes a task back that its worker did not finish (drain). Counts as no failure.
     pub fn release(&mut self, held: Held<'_>, now: Instant) -> Result<(), LeaseError> {
+        self.leased(held)?;
         let entry = self.held(held)?;
         entry.state = State::Free { not_before: now };
         Ok(())
@@ -647,6 +658,13 @@ mod tests {
         board.complete(second).unwrap();
         let late = board.report(second, "3".into(), object("other"));
         assert!(matches!(late, Err(LeaseError::Committed { .. })), "what is being committed stays as it is");
+        assert!(matches!(board.release(second, now + LEASE), Err(LeaseError::Committed { .. })));
+        let failure = TaskFailure { class: FailureClass::Internal, message: "x".into(), reason: None };
+        let failed = board.fail(second, failure, 1, 0.0, now + LEASE);
+        assert!(matches!(failed, Err(LeaseError::Committed { .. })));
+        assert_eq!((board.is_durable(&id), board.is_durable("none")), (Some(false), None));
+        board.committed(&id);
+        assert_eq!(board.is_durable(&id), Some(true));
     }
 
     #[test]

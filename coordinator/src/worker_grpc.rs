@@ -4,7 +4,7 @@ use crate::error::lease_status;
 use crate::pool::{Member, lease_seconds};
 use crate::result;
 use crate::runs::Coordinator;
-use crate::tasks::{Held, TaskFailure};
+use crate::tasks::{Held, LeaseError, TaskFailure};
 use planning::retry::{Decision, FailureClass};
 use proto::convert::{known, required, worker_id};
 use proto::v1;
@@ -124,7 +124,10 @@ impl WorkerService for Coordinator {
         let request = request.into_inner();
         let worker = parse_worker(&request.worker)?;
         let held = Held { worker: &worker, task_id: &request.task_id, generation: request.generation };
-        self.pool().release(held).map_err(|e| lease_status(&e))?;
+        match self.pool().release(held) {
+            Ok(()) | Err(LeaseError::Committed { .. }) => {} // its result came before: there is nothing to take back
+            Err(error) => return Err(lease_status(&error)),
+        }
         Ok(Response::new(v1::ReleaseTaskResponse {}))
     }
 

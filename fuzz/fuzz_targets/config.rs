@@ -50,15 +50,8 @@ fn plan(config: &ModelConfig) {
     };
     let machines = Machines { workers: 4, memory: 80 << 30, flops: 1e14, network: 1e9 };
     for sites in [Sites::Consumers, Sites::All] {
-        let request = Request {
-            sites,
-            samples: 128,
-            seq_len: 2048,
-            shots: 4,
-            eval_samples: 64,
-            dtype_bytes: 2,
-            memory: 8 << 30,
-        };
+        let request =
+            Request { sites, samples: 128, seq_len: 2048, shots: 4, eval_samples: 64, dtype_bytes: 2, memory: 8 << 30 };
         let found = forecast(&widths, &request, &machines);
         assert!(found.prunable <= found.parameters);
         assert!(found.total_seconds >= 0.0);

@@ -102,7 +102,8 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
 /// Returns a parquet file with one column of text.
 fn table(compression: Compression, dictionary: bool) -> Vec<u8> {
     let schema = parse_message_type("message m { OPTIONAL BYTE_ARRAY text (UTF8); }").expect("a good schema");
-    let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(dictionary).build();
+    let properties =
+        WriterProperties::builder().set_compression(compression).set_dictionary_enabled(dictionary).build();
     let mut bytes = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut bytes, Arc::new(schema), Arc::new(properties)).expect("a writer");
     let mut group = writer.next_row_group().expect("a row group");

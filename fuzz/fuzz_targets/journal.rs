@@ -10,8 +10,8 @@ use coordinator::event::{
     Materialised, Prepared, RoundDone, ShardCalibrated, ShotCorrected, SweepSeconds,
 };
 use coordinator::journal::{Journal, replay};
-use fuzz::plant;
 use futures::executor::block_on;
+use fuzz::plant;
 use libfuzzer_sys::fuzz_target;
 use service::{Store, keys};
 use types::{
@@ -38,7 +38,8 @@ async fn check(object: Vec<u8>) {
     let [(stored, event)] = records.as_slice() else { panic!("{} records of one object", records.len()) };
     assert_eq!(stored.sequence, 1);
     fold(event);
-    let (journal, _) = Journal::open(store.clone(), run.clone(), "writer".to_owned()).await.expect("it was read before");
+    let (journal, _) =
+        Journal::open(store.clone(), run.clone(), "writer".to_owned()).await.expect("it was read before");
     let again = journal.append(event, stored.time_ms).await.expect("what was read can be written");
     assert_eq!((again.sequence, again.time_ms), (2, stored.time_ms));
     let records = replay(&store, &run).await.expect("what was written can be read");
@@ -109,7 +110,10 @@ fn events() -> Vec<Event> {
     vec![
         Event::Created { spec: spec.clone(), request_id: "request".into() },
         Event::TakenOver { epoch: 2 },
-        Event::Inherited { from: run(), events: vec![Event::Created { spec, request_id: String::new() }, Event::BlockScored(scored.clone())] },
+        Event::Inherited {
+            from: run(),
+            events: vec![Event::Created { spec, request_id: String::new() }, Event::BlockScored(scored.clone())],
+        },
         Event::Prepared(Prepared { model: model(&layer), data: data(), eval_data: Some(data()), seconds: 0.5 }),
         Event::Evaluated(Evaluated {
             shot: 0,

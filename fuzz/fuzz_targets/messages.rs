@@ -158,11 +158,6 @@ fn specs() -> [RunSpec; 4] {
         spec(),
         RunSpec { target: Target::Parameters(9), eval_data: vec!["/e".to_owned()], keep_paths: true, ..spec() },
         RunSpec { waypoints: vec![0.9, 0.75], shots: 4, paths_of: RunId::new("r1").ok(), ..spec() },
-        RunSpec {
-            structure: Structure::NofM,
-            pattern: Pattern::new(2, 4).ok(),
-            shape: Shape::PerLayer,
-            ..spec()
-        },
+        RunSpec { structure: Structure::NofM, pattern: Pattern::new(2, 4).ok(), shape: Shape::PerLayer, ..spec() },
     ]
 }

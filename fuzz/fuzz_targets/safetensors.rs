@@ -35,7 +35,8 @@ fn seeds() -> Vec<Vec<u8>> {
         Kind::Uint8,
         Kind::Bool,
     ];
-    let of = |kind| (format!("{kind:?}"), Tensor::from_slice(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).view([2, 3]).to_kind(kind));
+    let of =
+        |kind| (format!("{kind:?}"), Tensor::from_slice(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).view([2, 3]).to_kind(kind));
     let mut all: Vec<_> = kinds.into_iter().map(of).collect();
     all.push(("empty".to_owned(), Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))));
     all.push(("scalar".to_owned(), Tensor::from(1.5)));

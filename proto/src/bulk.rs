@@ -185,23 +185,28 @@ impl Reader {
     }
 }
 
+/// A part that comes twice is merged, and the last value of a field counts, as in every protobuf reader.
 fn response(mut message: Pieces) -> Result<ReceivedPart, Malformed> {
     let mut came = ReceivedPart::Unknown;
     while message.has_remaining() {
         match message.key()? {
             (field::HEADER, kind::COUNTED) => {
-                let header = FactorHeader::decode(message.counted()?).map_err(|e| Malformed::Fields(e.to_string()))?;
+                let mut header =
+                    if let ReceivedPart::Header(earlier) = came { earlier } else { FactorHeader::default() };
+                header.merge(message.counted()?).map_err(|e| Malformed::Fields(e.to_string()))?;
                 came = ReceivedPart::Header(header);
             }
-            (field::CHUNK, kind::COUNTED) => came = ReceivedPart::Chunk(chunk(message.counted()?)?),
+            (field::CHUNK, kind::COUNTED) => {
+                let earlier = if let ReceivedPart::Chunk(earlier) = came { earlier } else { Chunk::default() };
+                came = ReceivedPart::Chunk(merged(earlier, message.counted()?)?);
+            }
             (_, kind) => message.skip(kind)?,
         }
     }
     Ok(came)
 }
 
-fn chunk(mut message: Pieces) -> Result<Chunk, Malformed> {
-    let mut chunk = Chunk::default();
+fn merged(mut chunk: Chunk, mut message: Pieces) -> Result<Chunk, Malformed> {
     while message.has_remaining() {
         match message.key()? {
             (field::BLOCK, kind::VARINT) => chunk.block = message.varint()? as u32,

@@ -16,7 +16,7 @@ use crate::error::Error;
 use bytes::Bytes;
 use curvature::{BlockFactors, HalfStep, Side};
 use curved::Curved;
-use model::{LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file};
+use model::{LayerOverlay, ModelFolder, tensor_file};
 use pruning::{LayerProblem, Updated};
 use service::checkpoint::LayerBytes;
 use service::{OutputPlace, Places};
@@ -70,9 +70,7 @@ impl Bench {
 
     /// Returns where an output is to be written.
     pub(crate) fn output(&self, address: &str) -> Result<OutputPlace, Error> {
-        let place = self.places.output(address)?;
-        place.begin()?;
-        Ok(place)
+        Ok(self.places.output(address)?)
     }
 
     /// Returns a block of the run's model; opens the model when another one lies here.
@@ -325,13 +323,6 @@ impl Bench {
 
 fn nothing_here() -> Error {
     Error::Bug("no factors lie on the bench".into())
-}
-
-/// Returns the changed layers as tensors; each file's bytes are dropped once read.
-pub(crate) fn overlay(changed: Vec<LayerBytes>, device: Device) -> Result<Overlay, ModelError> {
-    let read =
-        |(state, bytes): LayerBytes| Ok((state.layer.clone(), LayerOverlay::decode(&state, bytes.as_deref(), device)?));
-    Ok(Overlay { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()?, later: None })
 }
 
 /// Returns where the inputs of the units that are left now were among those that were left then; the bias goes along.

@@ -1,7 +1,7 @@
 //! The bench on the golden models, with factors of random inputs and gradients.
 
 use super::*;
-use model::Decoder;
+use model::{Decoder, Overlay};
 use std::path::Path;
 use types::{Shape, Target, UnitKind};
 
@@ -84,7 +84,7 @@ fn two_shots_of_each_family_s_units_leave_a_model_that_runs() {
         assert!(predicted > 0.0, "{name} {unit}");
         assert!((predicted - marginal).abs() < 1e-3 * predicted, "{name} {unit}: {predicted} against {marginal}");
 
-        let overlay = overlay(changed(second), Device::Cpu).unwrap();
+        let overlay = Overlay::decode(changed(second), Device::Cpu).unwrap();
         let folder = bench.folder(&spec).unwrap();
         let decoder = Decoder::load(folder, &overlay, Kind::Float, Device::Cpu).unwrap();
         let logits = tch::no_grad(|| decoder.forward_logits(&Tensor::from_slice(&[1i64, 2, 3]).unsqueeze(0)).unwrap());

@@ -7,6 +7,7 @@ use proto::InvalidMessage;
 use proto::v1::FailureClass;
 use pruning::PruningError;
 use service::checkpoint::CheckpointError;
+use service::places::failure_of_read;
 use service::program::{Exit, Failure};
 use service::{
     ComputeError, LeaseError, PlaceError, Reason, StoreError, TaskFailure, TransportError, WorkerError, status,
@@ -235,7 +236,10 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
         return (Some(C::Store), R::StoreFull);
     }
     match error {
-        E::Remote { source, .. } => of_remote(source.kind()),
+        E::Remote { source, .. } => {
+            let (class, reason) = failure_of_read(source.kind());
+            (Some(class), reason)
+        }
         E::Io { action: "read" | "map", .. }
         | E::NotAModel { .. }
         | E::Config { .. }
@@ -255,15 +259,6 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
             (Some(C::Internal), R::Internal)
         }
         E::Stopped => (None, R::ShuttingDown),
-    }
-}
-
-/// Returns what becomes of a tensor file elsewhere that could not be read.
-fn of_remote(kind: std::io::ErrorKind) -> (Option<FailureClass>, Reason) {
-    match kind {
-        std::io::ErrorKind::NotFound => (Some(FailureClass::InvalidInput), Reason::ModelInvalid),
-        std::io::ErrorKind::InvalidData => (Some(FailureClass::Numerical), Reason::DigestMismatch), // another file by now
-        _ => (Some(FailureClass::Store), Reason::StoreUnavailable),
     }
 }
 

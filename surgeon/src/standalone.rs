@@ -44,8 +44,8 @@ pub(crate) struct Standalone {
     budget: Budget,
     /// What of broken uploads is here.
     broken: Mutex<BTreeMap<Piece, Received>>,
-    /// With what each block's stored paths were computed.
-    scored: Mutex<BTreeMap<(RunId, u32), (RunSpec, u32)>>,
+    /// With what each block's stored paths were computed, and where they lie.
+    scored: Mutex<BTreeMap<(RunId, u32), ScoredWith>>,
     stop: CancellationToken,
 }
 
@@ -69,6 +69,14 @@ struct Received {
     partial: Partial,
     since: Instant,
     _share: Share,
+}
+
+/// Stored paths of a block.
+#[derive(Debug, Clone)]
+struct ScoredWith {
+    spec: RunSpec,
+    shards: u32,
+    key: String,
 }
 
 /// A block that a caller asks about.
@@ -203,7 +211,7 @@ impl Standalone {
     pub(crate) async fn path(&self, request: v1::ComputePathRequest) -> Result<v1::ComputePathResponse, Error> {
         let asked = Asked::new(&request.run, request.spec, request.block, request.shards)?;
         let start = Instant::now();
-        let paths = self.paths(&asked).await?;
+        let (paths, _) = self.paths(&asked).await?;
         let seconds = start.elapsed().as_secs_f64();
         Ok(v1::ComputePathResponse { paths: paths.into_iter().map(Into::into).collect(), seconds })
     }
@@ -212,7 +220,7 @@ impl Standalone {
     pub(crate) async fn cut(&self, request: v1::ApplyCutRequest) -> Result<NewWeights, Error> {
         let asked = Asked::new(&request.run, request.spec, request.block, request.shards)?;
         let cuts: Vec<LayerCut> = REQUEST.list("cuts", request.cuts, MAX_LAYERS)?;
-        let paths = self.paths(&asked).await?;
+        let (paths, scores) = self.paths(&asked).await?;
         for (n, cut) in cuts.iter().enumerate() {
             let path = paths.iter().find(|path| path.layer == cut.layer);
             let path = path.ok_or_else(|| REQUEST.bad(&format!("cuts[{n}].layer"), "has no removal path"))?;
@@ -222,7 +230,6 @@ impl Standalone {
             }
         }
         let Asked { run, spec, block } = asked;
-        let scores = keys::scores(&run, SHOT, 0, block.number);
         let updated = self.blocks.update_block(&(run, SHOT), spec, (&block, &scores, cuts), &self.stop).await?;
         let (store, number) = (self.blocks.store.clone(), block.number);
         let layers = stream::iter(updated.layers.into_iter().zip(updated.predicted));
@@ -249,32 +256,34 @@ impl Standalone {
         Ok(v1::DropFactorsResponse {})
     }
 
-    /// Returns a block's paths; computes them unless the same was asked before.
-    async fn paths(&self, asked: &Asked) -> Result<Vec<RemovalPath>, Error> {
-        let key = keys::scores(&asked.run, SHOT, 0, asked.block.number);
+    /// Returns a block's paths and where they lie; computes them unless the same was asked before.
+    async fn paths(&self, asked: &Asked) -> Result<(Vec<RemovalPath>, String), Error> {
         let named = (asked.run.clone(), asked.block.number);
-        let with = (asked.spec.clone(), asked.block.shards);
-        let known = self.scored().get(&named) == Some(&with);
-        if !known {
-            let shot = (asked.run.clone(), SHOT);
-            let scored = self.blocks.score_block(&shot, asked.spec.clone(), &asked.block, &self.stop);
-            let Scored { found: Found::Paths(paths), .. } = scored.await.map_err(unfit)? else {
-                return Err(Error::Bug("a block of units came to be counted".into()));
-            };
-            let json =
-                serde_json::to_vec(&paths).map_err(|e| Error::Bug(format!("paths do not fit into JSON: {e}")))?;
-            self.blocks.store.put(&key, json.into()).await?;
-            self.scored().insert(named, with);
-            return Ok(paths);
+        let known = self.scored().get(&named).cloned();
+        if let Some(ScoredWith { key, .. }) =
+            known.filter(|with| with.spec == asked.spec && with.shards == asked.block.shards)
+        {
+            return Ok((self.blocks.paths(&key).await?, key));
         }
-        self.blocks.paths(&key).await
+        let shot = (asked.run.clone(), SHOT);
+        let scored = self.blocks.score_block(&shot, asked.spec.clone(), &asked.block, &self.stop);
+        let Scored { found: Found::Paths(paths), .. } = scored.await.map_err(unfit)? else {
+            return Err(Error::Bug("a block of units came to be counted".into()));
+        };
+        let json = serde_json::to_vec(&paths).map_err(|e| Error::Bug(format!("paths do not fit into JSON: {e}")))?;
+        let blake3 = blake3::hash(&json).to_hex();
+        let key = keys::scores(&asked.run, SHOT, 0, asked.block.number, &blake3);
+        self.blocks.store.put(&key, json.into()).await?;
+        let with = ScoredWith { spec: asked.spec.clone(), shards: asked.block.shards, key: key.clone() };
+        self.scored().insert(named, with);
+        Ok((paths, key))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Piece, Received>> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn scored(&self) -> MutexGuard<'_, BTreeMap<(RunId, u32), (RunSpec, u32)>> {
+    fn scored(&self) -> MutexGuard<'_, BTreeMap<(RunId, u32), ScoredWith>> {
         self.scored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

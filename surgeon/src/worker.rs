@@ -7,21 +7,24 @@
 pub(crate) mod block;
 mod score;
 
-use crate::bench::overlay;
 use crate::error::Error;
 use crate::gather::{Gatherer, Merging, PassOfShot};
 use crate::grpc::Board;
 use crate::job::{Block, Job, Work};
 use block::Blocks;
+use model::Overlay;
 use model::export::{self, Breadth, WriteOptions};
 use proto::convert::Fields;
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use score::{BlockBatch, BlockTask, Then};
+use service::checkpoint::{self, StoredObjects};
 use service::memory::PeakMeter;
-use service::{Lease, Leased, TaskHandler, checkpoint};
+use service::{Lease, Leased, TaskHandler};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use types::{LayerCut, Pattern, RunSpec, Shape, Target};
 
@@ -89,7 +92,8 @@ impl Handler {
                 self.update(&shot, job.spec, (block, scores), lease).await.map(TaskResult::Update)
             }
             Work::Materialise { checkpoint, report_json, output, shape } => {
-                self.materialise(job.spec, checkpoint, (report_json, output), shape).await.map(TaskResult::Materialise)
+                let written = self.materialise(job.spec, checkpoint, (report_json, output), shape, lease.token()).await;
+                written.map(TaskResult::Materialise)
             }
             Work::Gather { .. } | Work::Weigh { .. } | Work::Score(_) => {
                 Err(Error::Bug("a block came to be scored alone".into()))
@@ -116,17 +120,18 @@ impl Handler {
         manifest: Option<String>,
         (report_json, output): (String, String),
         shape: Shape,
+        stop: &CancellationToken,
     ) -> Result<v1::MaterialiseResult, Error> {
         let peak = PeakMeter::start();
         let checkpoint = checkpoint::manifest(&self.blocks.store, manifest.as_deref()).await?;
-        let changed = checkpoint::layers(&self.blocks.store, checkpoint.layers).await?;
+        // All of them together may be more than there is memory: each is read when it is computed with, and when it is written.
+        let stored = Arc::new(StoredObjects::new(self.blocks.store.clone()));
         let pattern = full_pattern(&spec, &output);
         let address = output.clone();
         let (written, place) = self
             .blocks
             .on_bench(move |bench| {
-                // The written tensors are compared on the CPU, wherever the rest was computed.
-                let overlay = overlay(changed, tch::Device::Cpu)?;
+                let overlay = Overlay::later(checkpoint.layers, stored);
                 let place = bench.output(&address)?;
                 let folder = bench.folder(&spec)?;
                 let options = WriteOptions {
@@ -146,7 +151,11 @@ impl Handler {
                 Ok((written, place))
             })
             .await?;
-        place.publish().await?;
+        tokio::select! {
+            published = place.publish() => published?,
+            // Half a copy is seen as such; whoever has the task now copies all of it.
+            () = stop.cancelled() => return Err(Error::Cancelled),
+        }
         tracing::info!(bytes = written.bytes, logit_difference = written.logit_difference, "model written");
         Ok(v1::MaterialiseResult {
             output,

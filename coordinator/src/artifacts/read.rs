@@ -65,13 +65,13 @@ pub(super) fn parts(
 type Sender = mpsc::Sender<Result<v1::ReadArtifactResponse, Status>>;
 
 async fn send(store: &Store, entry: Entry, range: Range<u64>, sender: &Sender) -> Result<(), Status> {
-    let key = entry.key.clone();
-    let mut goes_on = offer(sender, Part::Artifact(tell(entry))).await?;
+    let mut goes_on = offer(sender, Part::Artifact(tell(entry.clone()))).await?;
     let mut at = range.start;
     while at < range.end && goes_on {
-        let piece = store.get_range(&key, at..range.end.min(at + PIECE_BYTES)).await.map_err(|e| refusal(&e))?;
+        // Of the object that was announced: a manifest may be written anew meanwhile.
+        let piece = store.get_range_of(&entry, at..range.end.min(at + PIECE_BYTES)).await.map_err(|e| refusal(&e))?;
         if piece.is_empty() {
-            return Err(Reason::ObjectNotFound.status(format!("'{key}' became shorter while it was read")));
+            return Err(Reason::ObjectNotFound.status(format!("'{}' became shorter while it was read", entry.key)));
         }
         for Chunk { offset, crc32c, payload } in transfer::chunks(&piece, at) {
             metrics::moved(Direction::Out, payload.len());

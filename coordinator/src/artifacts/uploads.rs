@@ -160,6 +160,11 @@ impl Uploads {
                     return Ok(answer(&announced, received, false));
                 }
             };
+            if chunk.offset > 0 && self.unfinished.find(&announced).is_none() {
+                // What was gone on with is not there any more: another caller was quicker, or it was deleted or forgotten.
+                let whole = self.is_there(&announced).await?;
+                return Ok(answer(&announced, if whole { announced.bytes } else { 0 }, whole));
+            }
             let mut upload = self.begun(&announced).await?.lock_owned().await;
             match upload.standing() {
                 Standing::Whole => return Ok(answer(&announced, announced.bytes, true)),

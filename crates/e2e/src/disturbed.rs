@@ -135,3 +135,33 @@ fn is_staged(name: &std::ffi::OsStr) -> bool {
 pub fn tell(line: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
 }
+
+/// What became of faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The run ended in the digest of an undisturbed one, nothing was lost.
+    Survived,
+    /// Whoever did it was told no, and the run ended as if nothing had been.
+    Refused,
+    /// The run cannot be right any more: it ended in the error that says why.
+    Told,
+}
+
+/// Tells how many faults a test put in, once it has seen what became of them; a line more of the file that `LLM_SURGEON_FAULTS` names,
+/// if it does, for `make test-faults` to add up.
+///
+/// # Panics
+/// When the file cannot be written.
+pub fn tell_faults(count: u64, fate: Fate, what: &str) {
+    let fate = match fate {
+        Fate::Survived => "survived",
+        Fate::Refused => "refused",
+        Fate::Told => "told",
+    };
+    tell(&format!("faults injected {count}, {fate} {count}, bytes lost 0: {what}"));
+    let Some(file) = std::env::var_os("LLM_SURGEON_FAULTS") else { return };
+    let line = format!("{count}\t{fate}\t{what}\n");
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(file);
+    let written = file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()));
+    written.unwrap_or_else(|e| panic!("LLM_SURGEON_FAULTS: {e}"));
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use e2e::cluster::{Cluster, until};
+use e2e::disturbed::{Fate, tell_faults};
 use e2e::expect;
 use e2e::proxy::{Fault, Proxy};
 use std::fs;
@@ -91,6 +92,7 @@ fn an_upload_goes_on_after_kills_of_coordinator_and_caller_and_is_there_only_who
         blake3::hash(&fs::read(cluster.store().join("artifacts").join(&digest)).unwrap()).to_hex().as_str(),
         digest
     );
+    tell_faults(3, Fate::Survived, "SIGKILL of coordinator or caller in the middle of an upload");
     assert_eq!(below(&parts).0, [""; 0].map(PathBuf::from), "no part stays behind");
     let sent = proxy.bytes();
     assert!(sent < 64 * MIB, "{sent} bytes for {} and three kills", 40 * MIB);
@@ -120,6 +122,7 @@ fn an_upload_outlasts_connections_that_are_cut_anywhere() {
     let back = temp.path().join("back");
     cluster.ask("fetch", &[&format!("artifacts/{digest}"), "--out", back.to_str().unwrap()]);
     assert_eq!(fs::read(&back).unwrap(), fs::read(&data).unwrap());
+    tell_faults(proxy.faults(), Fate::Survived, "connections of an upload cut at random bytes");
 }
 
 #[test]
@@ -161,6 +164,7 @@ fn a_fetch_goes_on_after_kills_and_the_file_has_its_name_only_when_it_is_whole()
     assert!(second.status.success() && said.contains("goes on after"), "{said}");
     assert_eq!(blake3::hash(&fs::read(&back).unwrap()).to_hex().as_str(), digest);
     assert_eq!(partial(), None);
+    tell_faults(2, Fate::Survived, "SIGKILL of caller or coordinator in the middle of a fetch");
     assert!(proxy.bytes() < 60 * MIB, "{} bytes for {}", proxy.bytes(), 40 * MIB);
 
     let again = cluster_fetch(&cluster, &name, &back).output().unwrap();

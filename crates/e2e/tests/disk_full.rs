@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use e2e::disturbed::{Fate, tell_faults};
 use e2e::{expect, prune};
 use std::path::Path;
 use std::process::Command;
@@ -47,5 +48,9 @@ fn a_full_disk_pauses_the_run_and_space_lets_it_go_on() {
     assert!(!output.exists(), "nothing half-written under the final name");
     disk.resize("64m");
     expect(&mut prune(&output), 0);
-    assert!(output.join("model.safetensors").is_file());
+    let undisturbed = temp.path().join("pruned");
+    expect(&mut prune(&undisturbed), 0);
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&output) == weights(&undisturbed), "other weights after a full disk");
+    tell_faults(1, Fate::Survived, "a disk that is full under `prune`");
 }

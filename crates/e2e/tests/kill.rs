@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use e2e::disturbed::{Fate, tell_faults};
 use e2e::{expect, folder_digest, journal, prune};
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -85,6 +86,7 @@ fn killed_after_every_record(options: &[&str]) {
     assert!(kills >= total / 2, "only {kills} kills for a journal of {total} records");
     expect(&mut prune(&output), 0);
     assert_eq!(folder_digest(&output), undisturbed, "after {kills} kills");
+    tell_faults(kills as u64, Fate::Survived, "SIGKILL of `prune` after a record of the journal");
     let left: Vec<_> = std::fs::read_dir(temp.path()).unwrap().flatten().map(|e| e.file_name()).collect();
     assert_eq!(left.len(), 2, "nothing half-written is left beside the folder and its state: {left:?}");
 }

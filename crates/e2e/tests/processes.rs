@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use e2e::cluster::{Cluster, until};
+use e2e::disturbed::{Fate, tell_faults};
 use e2e::{expect, folder_digest, journal, prune_to, root};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,6 +64,7 @@ fn calibrators_and_surgeons_in_one_process_give_the_same_bits_though_one_of_two_
     run.cluster.kill("worker-1");
     assert!(run.follower.wait().unwrap().success());
     assert_eq!(folder_digest(&output), alone);
+    tell_faults(1, Fate::Survived, "SIGKILL of one of two that are calibrator and surgeon");
     let said = run.cluster.said("worker-0");
     assert!(said.contains("factors taken from the calibrator of this process"), "{said}");
     assert_eq!(run.cluster.terminate("worker-0"), Some(0), "{}", run.cluster.said("worker-0"));
@@ -172,6 +174,7 @@ fn killed_after_every_record(service: &str) {
     assert!(ended.success(), "the follower ended with {ended:?} after {kills} kills of the {service}: {said}");
     assert_eq!(folder_digest(&output), undisturbed, "after {kills} kills of the {service}");
     assert!(kills >= 10, "only {kills} kills");
+    tell_faults(kills, Fate::Survived, &format!("SIGKILL of {service} after a record of the journal"));
 }
 
 #[test]
@@ -223,6 +226,7 @@ fn of_two_coordinators_on_one_store_the_older_one_stops_and_nothing_is_lost() {
     let run_name = serde_json::from_str::<serde_json::Value>(&second.ask("list", &["--json"])).unwrap();
     expect(second.client("watch").arg(run_name["run"].as_str().unwrap()).arg("--quiet"), 0);
     assert_eq!(folder_digest(&output), undisturbed);
+    tell_faults(1, Fate::Survived, "a second coordinator on the folder of a first");
     let _ = run.follower.kill(); // it waits for the coordinator that has gone
     let _ = run.follower.wait();
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use e2e::cluster::{Cluster, until};
+use e2e::disturbed::{Fate, tell_faults};
 use e2e::{expect, folder_digest, glassllm, prune, python_program, root};
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
@@ -64,6 +65,11 @@ impl Moto {
         self.ask(&format!("print(sum('/journal/' in found['Key'] for found in {list}))")).trim().parse().unwrap()
     }
 
+    /// Puts an object without a byte where a console would, to show a folder.
+    fn mark_folder(&self, folder: &str) {
+        self.ask(&format!("s3.put_object(Bucket='{BUCKET}', Key='{folder}/')"));
+    }
+
     /// Puts the files of a folder below a prefix.
     fn put_folder(&self, folder: &Path, prefix: &str) {
         let walk = "import os; [s3.upload_file(os.path.join(d, f), B, P + os.path.relpath(os.path.join(d, f), R)) \
@@ -76,7 +82,7 @@ impl Moto {
         std::fs::create_dir_all(folder).unwrap();
         let list = format!("s3.list_objects_v2(Bucket='{BUCKET}', Prefix='{prefix}/')['Contents']");
         let copy = format!("s3.download_file('{BUCKET}', f['Key'], R + f['Key'].rsplit('/', 1)[1])");
-        self.ask(&format!("R='{}/'\n[{copy} for f in {list}]", folder.display()));
+        self.ask(&format!("R='{}/'\n[{copy} for f in {list} if f['Size']]", folder.display()));
     }
 
     fn cluster(&self, folder: &Path, prefix: &str) -> Cluster {
@@ -127,6 +133,7 @@ fn a_run_in_a_bucket_survives_the_loss_of_every_service_and_gives_the_same_bits(
     assert!(kills >= 2, "only {kills} kills");
     assert!(follower.wait().unwrap().success());
     assert_eq!(folder_digest(&output), alone);
+    tell_faults(kills, Fate::Survived, "SIGKILL of a service whose store is a bucket");
     let run = cluster.ask("list", &["--json"]);
     let run: serde_json::Value = serde_json::from_str(run.lines().next().unwrap()).unwrap();
     cluster.ask("delete", &[run["run"].as_str().unwrap()]);
@@ -142,6 +149,9 @@ fn a_model_text_and_output_in_a_bucket_give_the_same_bits() {
     let moto = Moto::start(temp.path());
     moto.put_folder(&glassllm(), "models/glassllm-en");
     moto.put_folder(&root().join("testdata/text"), "text");
+    for folder in ["models/glassllm-en", "text", "text/calibration", "text/heldout", "out/one"] {
+        moto.mark_folder(folder);
+    }
     for (weights, out) in [("resident", "out/one"), ("stream", "out/two")] {
         let allow = format!("s3://{BUCKET}/models,s3://{BUCKET}/text,s3://{BUCKET}/out");
         let mut cluster = moto.cluster(&temp.path().join(weights), weights);
@@ -210,6 +220,7 @@ fn of_two_coordinators_on_one_bucket_the_older_one_stops() {
     assert_eq!(first.ended("coordinator"), Some(75));
     // The second has the run; nothing is lost.
     assert!(second.ask("list", &["--json"]).contains("running"));
+    tell_faults(1, Fate::Survived, "a second coordinator on the bucket of a first");
     let _ = follower.kill();
     let _ = follower.wait();
 }

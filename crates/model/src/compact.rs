@@ -7,8 +7,9 @@
 
 use crate::family::Names;
 use crate::{BlockLayers, BlockWidths, LayerOverlay, ModelConfig, ModelError, ModelFolder, Overlay};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use types::{LayerId, UnitKind};
 
 /// How wide blocks are written that kept different numbers of units.
@@ -64,17 +65,67 @@ impl Selection {
     }
 }
 
-/// How one tensor of a compact model is made.
-#[derive(Debug)]
+/// How one tensor of a compact model is made. Where its layer has no new tensor, the base model's takes that one's place.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Recipe<'a> {
-    /// Rows of the base model's tensor, or of a new one of the same size: weights and biases of producers.
-    Rows(&'a Selection, Option<&'a Tensor>),
-    /// Columns of the base model's tensor, or of the new weight.
-    Columns(&'a Selection, Option<&'a Tensor>),
-    /// A whole new tensor.
-    New(&'a Tensor),
+    /// Rows of the new tensor, which has as many as the base model's: weights and biases of producers.
+    Rows(&'a Selection, New<'a>),
+    /// The new weight, which has the columns that are left and no others, or those columns of the base model's.
+    Columns(&'a Selection, New<'a>),
+    /// The whole new tensor.
+    Whole(New<'a>),
     /// The base model's tensor.
     Base,
+}
+
+/// A tensor of a changed layer, read only when it is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct New<'a> {
+    changed: &'a Changed<'a>,
+    layer: &'a LayerId,
+    part: Part,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Weight,
+    Bias,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Weight, Self::Bias];
+
+    /// Returns the name of this tensor of a layer.
+    fn of(self, layer: &LayerId) -> String {
+        match self {
+            Self::Weight => format!("{layer}.weight"),
+            Self::Bias => format!("{layer}.bias"),
+        }
+    }
+}
+
+/// The changed layers, and the one that was read last: its weight and its bias are in one file.
+#[derive(Debug)]
+struct Changed<'a> {
+    overlay: &'a Overlay,
+    last: RefCell<Option<(LayerId, LayerOverlay)>>,
+}
+
+impl New<'_> {
+    /// Returns the tensor, if the layer has a new one.
+    fn read(&self) -> Result<Option<Tensor>, ModelError> {
+        let mut last = self.changed.last.borrow_mut();
+        if last.as_ref().is_none_or(|(layer, _)| layer != self.layer) {
+            *last = None; // one of them in memory, not two
+            let mut read = self.changed.overlay.of_layers(&[self.layer], Device::Cpu)?.layers;
+            *last = read.remove(self.layer).map(|new| (self.layer.clone(), new));
+        }
+        let new = last.as_ref().and_then(|(_, new)| match self.part {
+            Part::Weight => new.weight.as_ref(),
+            Part::Bias => new.bias.as_ref(),
+        });
+        Ok(new.map(Tensor::shallow_clone))
+    }
 }
 
 /// One block of the compact model.
@@ -98,7 +149,7 @@ struct CompactBlock {
 /// The compact model: its blocks, and a recipe for each tensor.
 #[derive(Debug)]
 pub(crate) struct Compaction<'a> {
-    overlay: &'a Overlay,
+    changed: Changed<'a>,
     layers: &'a [BlockLayers],
     names: &'a Names,
     blocks: Option<Vec<CompactBlock>>,
@@ -131,7 +182,8 @@ impl<'a> Compaction<'a> {
     /// [`ModelError::Overlay`] for units that the model does not have.
     pub(crate) fn new(folder: &'a ModelFolder, overlay: &'a Overlay, breadth: Breadth) -> Result<Self, ModelError> {
         let (layers, names) = (folder.layers(), folder.names());
-        let mut compaction = Self { overlay, layers, names, blocks: None, padded: false };
+        let changed = Changed { overlay, last: RefCell::default() };
+        let mut compaction = Self { changed, layers, names, blocks: None, padded: false };
         if overlay
             .layers
             .values()
@@ -185,29 +237,21 @@ impl<'a> Compaction<'a> {
     /// Returns the recipes of all tensors that differ from the base model's.
     pub(crate) fn recipes(&self) -> BTreeMap<String, Recipe<'_>> {
         let mut recipes = BTreeMap::new();
-        for (id, layer) in &self.overlay.layers {
-            let new = [("weight", &layer.weight), ("bias", &layer.bias)];
-            recipes.extend(
-                new.into_iter().filter_map(|(part, new)| Some((format!("{id}.{part}"), Recipe::New(new.as_ref()?)))),
-            );
+        let new = |layer, part| New { changed: &self.changed, layer, part };
+        for layer in self.changed.overlay.layers.keys() {
+            recipes.extend(Part::ALL.map(|part| (part.of(layer), Recipe::Whole(new(layer, part)))));
         }
         for block in self.blocks.iter().flatten() {
             let layers = &self.layers[block.place.base as usize];
-            let mut rows = |layer: &LayerId, selection| {
-                let new = self.overlay.layers.get(layer);
-                let parts =
-                    [("weight", new.and_then(|n| n.weight.as_ref())), ("bias", new.and_then(|n| n.bias.as_ref()))];
-                for (part, new) in parts {
-                    recipes.insert(format!("{layer}.{part}"), Recipe::Rows(selection, new));
-                }
+            let mut rows = |layer, selection| {
+                recipes.extend(Part::ALL.map(|part| (part.of(layer), Recipe::Rows(selection, new(layer, part)))));
             };
             rows(&layers.q, &block.q);
             rows(&layers.k, &block.kv);
             rows(&layers.v, &block.kv);
             layers.mlp.producers().into_iter().for_each(|layer| rows(layer, &block.channels));
             for (layer, selection) in [(&layers.o, &block.q), (layers.mlp.consumer(), &block.channels)] {
-                let new = self.overlay.layers.get(layer).and_then(|layer| layer.weight.as_ref());
-                recipes.insert(format!("{layer}.weight"), Recipe::Columns(selection, new));
+                recipes.insert(Part::Weight.of(layer), Recipe::Columns(selection, new(layer, Part::Weight)));
             }
         }
         recipes
@@ -311,7 +355,7 @@ impl Recipe<'_> {
         match self {
             Self::Rows(selection, _) => shape[0] = selection.length,
             Self::Columns(selection, _) => shape[1] = selection.length,
-            Self::New(_) | Self::Base => {}
+            Self::Whole(_) | Self::Base => {}
         }
         shape
     }
@@ -324,16 +368,26 @@ impl Recipe<'_> {
         kind: Kind,
         base: impl FnOnce() -> Result<Tensor, ModelError>,
     ) -> Result<Tensor, ModelError> {
-        let new = |tensor: &Tensor| {
-            Ok::<_, ModelError>(tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(kind)?.f_add_scalar(0.0)?)
-        };
+        let typed =
+            |new: Tensor| Ok::<_, ModelError>(new.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_add_scalar(0.0)?);
+        let read = |new: &New<'_>| new.read()?.map(typed).transpose();
         match self {
             Self::Base => base(),
-            Self::New(tensor) => new(tensor),
-            Self::Rows(selection, None) => selection.of(&base()?, 0),
-            Self::Rows(selection, Some(tensor)) => selection.of(&new(tensor)?, 0),
-            Self::Columns(selection, None) => selection.of(&base()?, 1),
-            Self::Columns(selection, Some(tensor)) => selection.place(&new(tensor)?, 1),
+            Self::Whole(new) => read(new)?.map_or_else(base, Ok),
+            Self::Rows(selection, new) => selection.of(&read(new)?.map_or_else(base, Ok)?, 0),
+            Self::Columns(selection, new) => match read(new)? {
+                Some(compact) => selection.place(&compact, 1),
+                None => selection.of(&base()?, 1),
+            },
+        }
+    }
+
+    /// Has what the tensor is made of read while something else is done.
+    pub(crate) fn read_ahead(&self) {
+        if let Self::Whole(new) | Self::Rows(_, new) | Self::Columns(_, new) = self
+            && new.changed.last.borrow().as_ref().is_none_or(|(layer, _)| layer != new.layer)
+        {
+            new.changed.overlay.read_ahead(new.layer);
         }
     }
 }

@@ -87,6 +87,21 @@ impl LayerOverlay {
 }
 
 impl Overlay {
+    /// Returns the changed layers, each from the bytes of its file, which are dropped once read.
+    ///
+    /// # Errors
+    /// Those of [`LayerOverlay::decode`].
+    pub fn decode<B: AsRef<[u8]>>(
+        changed: impl IntoIterator<Item = (LayerState, Option<B>)>,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let read = |(state, bytes): (LayerState, Option<B>)| {
+            let layer = LayerOverlay::decode(&state, bytes.as_ref().map(AsRef::as_ref), device)?;
+            Ok((state.layer, layer))
+        };
+        Ok(Self { layers: changed.into_iter().map(read).collect::<Result<_, ModelError>>()?, later: None })
+    }
+
     /// Returns the changed layers without their weights, which `source` gives when they are needed.
     pub fn later(states: Vec<LayerState>, source: Arc<dyn RemoteObjects>) -> Self {
         let weights = states.iter().filter_map(|state| Some((state.layer.clone(), state.weights.clone()?))).collect();

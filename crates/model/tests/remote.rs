@@ -4,7 +4,9 @@
 
 mod common;
 
+use common::pruned::{uneven, with_tokenizer};
 use common::{ALL, Copy, golden};
+use model::export::{self, Breadth, WriteOptions};
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file, units};
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +14,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor};
-use types::{AttentionUnit, LayerState, ModelPlace, ObjectRef, RemoteFiles, RemoteObjects, Structure, UnitKind};
+use types::{
+    AttentionUnit, Format, LayerState, ModelPlace, ObjectRef, RemoteFiles, RemoteObjects, Structure, UnitKind,
+};
 
 /// Tensor files in memory, and what was read of them.
 #[derive(Debug, Default)]
@@ -164,4 +168,52 @@ fn changed_layers_that_stay_in_the_store_give_the_same_bits_block_by_block() {
     let there =
         Decoder::stream(ModelFolder::open(&golden("llama-gqa")).unwrap(), gone, Kind::Float, Device::Cpu).unwrap();
     assert!(matches!(there.block(0), Err(ModelError::Remote { .. })));
+}
+
+/// The changed layers of `overlay` as they lie in a store.
+fn stored(overlay: &Overlay) -> (Vec<LayerState>, Objects) {
+    let (mut states, mut objects) = (Vec::new(), Objects::default());
+    for (layer, changed) in &overlay.layers {
+        let tensors = [("weight", &changed.weight), ("bias", &changed.bias)];
+        let tensors: Vec<_> = tensors
+            .into_iter()
+            .filter_map(|(name, tensor)| Some((name.to_owned(), tensor.as_ref()?.shallow_clone())))
+            .collect();
+        let bytes = tensor_file::encode(&tensors, &BTreeMap::new()).unwrap();
+        let key = layer.to_string();
+        let weights = Some(ObjectRef { key: key.clone(), blake3: String::new(), bytes: bytes.len() as u64 });
+        objects.0.insert(key, bytes);
+        let LayerOverlay { kind, kept, kept_rows, .. } = changed.shallow_clone();
+        states.push(LayerState { layer: layer.clone(), kind, kept, kept_rows, zeros: 0, weights });
+    }
+    (states, objects)
+}
+
+#[test]
+fn changed_layers_that_stay_in_the_store_are_written_the_same_one_in_memory_at_a_time() {
+    let place = tempfile::tempdir().unwrap();
+    for (name, format) in ALL.map(|name| (name, Format::Hf)).into_iter().chain([("llama-gqa", Format::Both)]) {
+        let folder = with_tokenizer(&golden(name), &place.path().join(format!("{name}-{format}")));
+        let overlay = uneven(&folder);
+        let (states, objects) = stored(&overlay);
+        let keys: Vec<String> = states.iter().map(|state| state.layer.to_string()).collect();
+        let objects = Arc::new(objects);
+        let options = WriteOptions { format, ..WriteOptions::huggingface(Breadth::Common { multiple_of: 4 }) };
+        let write = |overlay: &Overlay, output: &str| {
+            let output = place.path().join(format!("{name}-{format}-{output}"));
+            export::write(&folder, overlay, options, "{}", &output, &[2, 5, 3, 9])
+        };
+        let here = write(&overlay, "here").unwrap();
+        let there = write(&Overlay::later(states.clone(), objects.clone()), "there").unwrap();
+        assert_eq!(there, here, "{name} {format}");
+        let mut read = objects.1.lock().unwrap().clone();
+        read.sort();
+        let times = if format == Format::Both { 3 } else { 2 };
+        let expected: Vec<String> = keys.iter().flat_map(|key| vec![key.clone(); times]).collect();
+        assert_eq!(read, expected, "{name} {format}: once to compute with, and once for each format");
+        let gone = write(&Overlay::later(states, Arc::new(Objects::default())), "gone");
+        assert!(matches!(gone, Err(ModelError::Remote { .. })), "{name} {format}");
+    }
+    let left = std::fs::read_dir(place.path()).unwrap().count();
+    assert_eq!(left, 3 * (ALL.len() + 1), "nothing is left of what could not be written");
 }

@@ -7,8 +7,8 @@
 //! runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
 //!                                                            their sum over the first so many shards of a pass
 //! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration
-//! runs/{run}/shots/{shot}/scores/{round}/{block}             the removal paths of a block's layers, or histograms of costs
-//! runs/{run}/shots/{shot}/refined/{round}/{block}            histograms of the costs near the threshold
+//! runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}    the removal paths of a block's layers, or histograms of costs
+//! runs/{run}/shots/{shot}/refined/{round}/{block}/{blake3}   histograms of the costs near the threshold
 //! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
 //! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
 //! runs/{run}/shots/{shot}/removal_order.jsonl                units in the order of their cost, if paths are kept
@@ -46,7 +46,7 @@ pub fn is_result(key: &str) -> bool {
         [manifest] => ["checkpoint", "corrected"].iter().any(|name| is_manifest(manifest, name)),
         ["rounds" | "running", number] => is_number(number),
         ["weights", blake3] => is_digest(blake3),
-        ["scores", round, block] => is_number(round) && is_number(block),
+        ["scores", round, block, blake3] => is_number(round) && is_number(block) && is_digest(blake3),
         ["factors", "merged", pass, block, shards] => [pass, block, shards].into_iter().all(is_number),
         _ => false,
     };
@@ -56,7 +56,8 @@ pub fn is_result(key: &str) -> bool {
 /// Returns the digest that a key ends with, if what lies there is named by its digest.
 pub fn digest(key: &str) -> Option<&str> {
     let (folder, name) = key.rsplit_once('/')?;
-    let by_digest = folder == ARTIFACTS || folder.ends_with("/weights");
+    let of_shot = |kind: &str| ["weights", "scores", "refined"].contains(&kind);
+    let by_digest = folder == ARTIFACTS || folder.split('/').nth(4).is_some_and(of_shot);
     (by_digest && is_digest(name)).then_some(name)
 }
 
@@ -124,14 +125,15 @@ pub fn weighers(run: &RunId, number: u32, pass: u32, block: u32) -> String {
     format!("{}/{pass:04}/{block:04}", all_weighers(run, number))
 }
 
-/// Returns the key of one block's removal paths, or of its histograms of costs.
-pub fn scores(run: &RunId, number: u32, round: u32, block: u32) -> String {
-    format!("{}/scores/{round:04}/{block:04}", shot(run, number))
+/// Returns the key of one block's removal paths, or of its histograms of costs. The digest is part of the key: what a late attempt
+/// found out never takes the place of what the journal names.
+pub fn scores(run: &RunId, number: u32, round: u32, block: u32, blake3: &str) -> String {
+    format!("{}/scores/{round:04}/{block:04}/{blake3}", shot(run, number))
 }
 
-/// Returns the key of one block's histograms of the costs near the threshold.
-pub fn refined(run: &RunId, number: u32, round: u32, block: u32) -> String {
-    format!("{}/refined/{round:04}/{block:04}", shot(run, number))
+/// Returns the key of one block's histograms of the costs near the threshold, see [`scores`].
+pub fn refined(run: &RunId, number: u32, round: u32, block: u32, blake3: &str) -> String {
+    format!("{}/refined/{round:04}/{block:04}/{blake3}", shot(run, number))
 }
 
 /// Returns the folder of a shot's running factors.
@@ -194,7 +196,7 @@ mod tests {
             round(&run, 1, 3),
             weights(&run, 1, &blake3),
             removal_order(&run, 1),
-            scores(&run, 1, 0, 7),
+            scores(&run, 1, 0, 7, &blake3),
             merged(&run, 1, 0, 7, 2),
             running(&run, 1, 7),
         ];
@@ -207,7 +209,7 @@ mod tests {
             super::run(&run),
             factors(&run, 1, 0, 7),
             weighers(&run, 1, 1, 7),
-            refined(&run, 1, 0, 7),
+            refined(&run, 1, 0, 7, &blake3),
             artifact(&blake3),
             format!("{}/x", checkpoint(&run, 1, 0)),
             checkpoint(&run, 1, 0) + "#1",
@@ -221,6 +223,7 @@ mod tests {
         }
         assert_eq!(digest(&weights(&run, 1, &blake3)), Some(blake3.as_str()));
         assert_eq!(digest(&artifact(&blake3)), Some(blake3.as_str()));
+        assert_eq!(digest(&scores(&run, 1, 0, 7, &blake3)), Some(blake3.as_str()));
         assert_eq!(digest(&checkpoint(&run, 1, 0)), None);
     }
 }

@@ -122,6 +122,16 @@ impl PlaceError {
     }
 }
 
+/// Returns what becomes of a task that needs bytes from elsewhere, a part of a tensor file or a changed layer, when they cannot
+/// be read.
+pub fn failure_of_read(kind: io::ErrorKind) -> (FailureClass, Reason) {
+    match kind {
+        io::ErrorKind::NotFound => (FailureClass::InvalidInput, Reason::ModelInvalid),
+        io::ErrorKind::InvalidData => (FailureClass::Numerical, Reason::DigestMismatch), // another file by now
+        _ => (FailureClass::Store, Reason::StoreUnavailable),
+    }
+}
+
 /// What a worker may reach beyond the paths of its host, and its copies of it; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -207,7 +217,7 @@ impl Places {
         let folder = inner.scratch.path()?.join("models").join(&listed).join(name);
         let copied = async {
             let store = inner.open(parent).await.map_err(|source| at(address, source))?;
-            bucket::copy_small(&store, (name, &files), &folder).await.map(|()| store)
+            bucket::copy_small(&store, (name, &files), &folder, &|| self.touch()).await.map(|()| store)
         };
         let store = inner.wait(copied)?;
         let tensors = BucketFiles::new(store, files, inner.runtime.clone(), self.beat.clone());
@@ -222,10 +232,12 @@ impl Places {
     /// Any [`PlaceError`] but `Occupied`.
     pub fn text(&self, addresses: &[String]) -> Result<Vec<String>, PlaceError> {
         let local = |address: &String| match Address::parse(address) {
-            Some(Address::Bucket(parts)) => text::from_bucket(self.bucket_inner(address)?, address, &parts),
+            Some(Address::Bucket(parts)) => {
+                text::from_bucket(self.bucket_inner(address)?, address, &parts, &|| self.touch())
+            }
             Some(Address::Artifact(artifact)) => {
                 let inner = self.inner.as_deref().ok_or_else(|| only_paths(address, "text"))?;
-                text::from_artifact(inner, address, &artifact)
+                text::from_artifact(inner, address, &artifact, &|| self.touch())
             }
             _ => path(address, "text").map(|path| path.to_string_lossy().into_owned()),
         };
@@ -260,6 +272,11 @@ impl Places {
                 inner.wait(output.is_occupied())
             }
         }
+    }
+
+    /// Tells that something came, if somebody is to be told.
+    fn touch(&self) {
+        self.beat.iter().for_each(Beat::touch);
     }
 
     /// Returns what reaches a bucket that may be reached.

@@ -5,6 +5,7 @@
 //! llm-surgeon; PARTS some of `products,sweep,services`. It starts itself for the products (`bench_scaling products UNITS`).
 
 mod products;
+mod running;
 mod services;
 mod sweep;
 

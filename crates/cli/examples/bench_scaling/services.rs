@@ -1,16 +1,11 @@
 //! A run as services do it: a coordinator, a surgeon that scores meanwhile, and calibrators.
 
-use super::sweep::Running;
+use super::running::{Running, wait};
 use super::{Bench, SAMPLES, SEQ_LEN, SHARDS};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// Longest time that anything is waited for.
-const PATIENCE: Duration = Duration::from_mins(4);
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Returns how long so many calibrators take, from the opening of a shot to the last shard's record.
 pub(super) fn seconds(bench: &Bench, calibrators: usize, surgeon_nice: u8) -> Result<f64> {
@@ -21,15 +16,13 @@ pub(super) fn seconds(bench: &Bench, calibrators: usize, surgeon_nice: u8) -> Re
         running.push(start(bench, folder.path(), &format!("calibrator-{number}"), 0)?);
     }
     let workers = || Ok::<_, anyhow::Error>(ask(bench, folder.path(), &["workers", "--json"])?.lines().count());
-    wait("the workers", || Ok((workers()? > calibrators).then_some(())))?;
+    wait("the workers", &mut running, || Ok((workers()? > calibrators).then_some(())))?;
     let (samples, seq_len, shards) = (SAMPLES.to_string(), SEQ_LEN.to_string(), SHARDS.to_string());
     let out = folder.path().join("out").display().to_string();
     let submit = ["submit", &bench.model, "--data", &bench.text, "--target-size", "0.8", "--out", &out];
     let of_shot = ["--samples", &samples, "--seq-len", &seq_len, "--shards", &shards];
     ask(bench, folder.path(), &[&submit[..], &of_shot[..]].concat())?;
-    let took = wait("the sweep", || sweep_of(&folder.path().join("store/runs")));
-    drop(running);
-    took
+    wait("the sweep", &mut running, || sweep_of(&folder.path().join("store/runs")))
 }
 
 fn endpoint(folder: &Path, name: &str) -> String {
@@ -42,13 +35,13 @@ fn start(bench: &Bench, folder: &Path, name: &str, nice: u8) -> Result<Running> 
     let mut command = Command::new("nice");
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.arg("-n").arg(nice.to_string()).arg(plain.get_program()).arg("--store").arg(folder.join("store"));
-    command.args(["--listen", &endpoint(folder, name)]).stderr(Stdio::null());
+    command.args(["--listen", &endpoint(folder, name)]);
     if program != "coordinator" {
         let coordinator = endpoint(folder, "coordinator");
         command.args(["--coordinator", &coordinator, "--worker", name, "--device", "cpu", "--threads", "1"]);
         command.args(["--advertise", &endpoint(folder, name)]);
     }
-    Ok(Running(command.spawn().with_context(|| name.to_owned())?))
+    Running::start(command, folder)
 }
 
 fn ask(bench: &Bench, folder: &Path, words: &[&str]) -> Result<String> {
@@ -58,17 +51,6 @@ fn ask(bench: &Bench, folder: &Path, words: &[&str]) -> Result<String> {
     let problem = String::from_utf8_lossy(&answer.stderr);
     ensure!(answer.status.success() || words.contains(&"--json"), "llm-surgeon {}: {problem}", words.join(" "));
     Ok(String::from_utf8(answer.stdout)?)
-}
-
-fn wait<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        ensure!(begin.elapsed() < PATIENCE, "{what} did not come within {PATIENCE:?}");
-        std::thread::sleep(PAUSE);
-    }
 }
 
 /// Returns from the only run's journal how many seconds its first shot was swept for, once it is.

@@ -1,7 +1,8 @@
 //! The sweep alone: calibrators that work for whoever calls, and a caller who throws away what they give.
 
+use super::running::{Running, wait};
 use super::{Bench, SAMPLES, SHARDS};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use proto::bulk::ReceivedPart;
 use proto::v1;
 use proto::v1::calibrate_response::Part;
@@ -9,31 +10,21 @@ use proto::v1::calibrator_service_client::CalibratorServiceClient;
 use service::bulk::FactorStream;
 use service::{Connector, MemoryNetwork, Wire};
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 type Client = CalibratorServiceClient<Wire>;
-
-/// Ends a program with its owner.
-pub(super) struct Running(pub(super) Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it may have ended
-        let _ = self.0.wait();
-    }
-}
 
 /// Returns how long so many calibrators take for all shards, each one after the other, from models that are loaded.
 pub(super) fn seconds(bench: &Bench, calibrators: usize) -> Result<f64> {
     let folder = tempfile::tempdir()?;
     let endpoints: Vec<String> =
         (0..calibrators).map(|n| format!("unix://{}/{n}.sock", folder.path().display())).collect();
-    let started = endpoints.iter().map(|at| start(bench, at)).collect::<Result<Vec<_>>>()?;
+    let mut started = endpoints.iter().map(|at| start(bench, at, folder.path())).collect::<Result<Vec<_>>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let took = runtime.block_on(async {
-        for at in &endpoints {
-            wait_for(at.trim_start_matches("unix://")).await;
+        for (at, calibrator) in endpoints.iter().zip(&mut started) {
+            let socket = Path::new(at.trim_start_matches("unix://"));
+            wait("a calibrator", std::slice::from_mut(calibrator), || Ok(socket.exists().then_some(())))?;
             let spec = Some(bench.spec().into());
             client(at)?.load_model(v1::LoadModelRequest { spec }).await?;
         }
@@ -52,17 +43,10 @@ pub(super) fn seconds(bench: &Bench, calibrators: usize) -> Result<f64> {
     took
 }
 
-fn start(bench: &Bench, endpoint: &str) -> Result<Running> {
+fn start(bench: &Bench, endpoint: &str, folder: &Path) -> Result<Running> {
     let mut command = bench.program("calibrator");
-    command.args(["--standalone", "--listen", endpoint, "--device", "cpu", "--threads", "1"]).stderr(Stdio::null());
-    Ok(Running(command.spawn().context("calibrator")?))
-}
-
-/// Waits until somebody listens at a socket.
-async fn wait_for(socket: &str) {
-    while !Path::new(socket).exists() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    command.args(["--standalone", "--listen", endpoint, "--device", "cpu", "--threads", "1"]);
+    Running::start(command, folder)
 }
 
 fn connector() -> Connector {

@@ -2,7 +2,7 @@
 
 use e2e::cluster::{Cluster, until};
 use e2e::dice::seed;
-use e2e::disturbed::{Disturbed, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, tell, tell_faults, undisturbed};
 use e2e::flaky::{FlakyStore, Shares};
 use e2e::moto::{BUCKET, Moto, variables};
 
@@ -25,8 +25,8 @@ fn a_run_in_a_bucket_that_fails_one_request_in_six_gives_the_same_bits() {
     let mut run = Disturbed::start(cluster, &folder, &output, &FLAGS);
     let ended = run.finish();
     let (requests, faults, line) = store.told();
-    tell(&format!("faults injected: {line}, seed {}; the run {ended}", seed()));
+    tell(&format!("{line}, seed {}; the run {ended}", seed()));
     run.ends_as(&alone, &format!("{line}, seed {}", seed()));
-    tell(&format!("faults injected {faults}, survived {faults}, bytes lost 0"));
+    tell_faults(faults, Fate::Survived, "requests that a bucket refused, forgot to answer, or hung on");
     assert!(faults >= requests / 10, "only {line}");
 }

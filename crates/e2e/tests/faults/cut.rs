@@ -2,7 +2,7 @@
 
 use e2e::cluster::Cluster;
 use e2e::dice::seed;
-use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, SHARDED, tell, tell_faults, undisturbed};
 use e2e::proxy::{Fault, Proxy};
 
 /// Shots enough for the connections to carry something.
@@ -35,9 +35,9 @@ fn run_with_cuts(flags: &[&str], at_least: u64, place: impl Fn(&mut Cluster) -> 
     let (cuts, bytes): (u64, u64) =
         proxies.iter().fold((0, 0), |(cuts, bytes), (_, p)| (cuts + p.faults(), bytes + p.bytes()));
     let after = format!("{cuts} cuts ({}) in {bytes} bytes, seed {}", told.join(", "), seed());
-    tell(&format!("faults injected: {after}; the run {ended}"));
+    tell(&format!("{after}; the run {ended}"));
     run.ends_as(&alone, &after);
-    tell(&format!("faults injected {cuts}, survived {cuts}, bytes lost 0"));
+    tell_faults(cuts, Fate::Survived, "connections cut at random bytes");
     assert!(cuts >= at_least, "only {after}");
 }
 

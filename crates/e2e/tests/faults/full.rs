@@ -1,7 +1,7 @@
 //! A store that fills up under a run in several processes. On a real, small file system; needs the right to mount one.
 
 use e2e::cluster::Cluster;
-use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, SHARDED, tell, tell_faults, undisturbed};
 use std::path::Path;
 use std::process::Command;
 
@@ -71,5 +71,5 @@ fn a_full_store_pauses_the_run_again_and_again_and_room_lets_it_end() {
         }
     }
     assert_eq!(e2e::folder_digest(&output), alone, "after {codes:?}");
-    tell(&format!("faults injected {0}, survived {0}, bytes lost 0: {codes:?}", codes.len()));
+    tell_faults(codes.len() as u64, Fate::Survived, "a store without room");
 }

@@ -2,7 +2,7 @@
 
 use crate::caller::{Caller, refused};
 use e2e::cluster::{Cluster, until};
-use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, SHARDED, tell_faults, undisturbed};
 use proto::v1;
 use proto::v1::complete_task_request::Result as TaskResult;
 use proto::v1::report_paths_request::Part;
@@ -226,7 +226,7 @@ fn a_worker_that_lies_is_refused_and_the_run_of_the_honest_ones_is_right() {
     });
     run.cluster.ask("workers", &["--drain", LIAR]);
     run.ends_as(&alone, "a liar's calls");
-    tell(&format!("faults injected {0}, refused {0}, bytes lost 0", liar.refusals));
+    tell_faults(liar.refusals, Fate::Refused, "lies of a worker");
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_surgeon_that_lies_about_its_blocks_is_refused_and_the_run_is_right() {
     liar.lie_about_paths_of(&block);
     run.cluster.ask("workers", &["--drain", LIAR]);
     run.ends_as(&alone, "a surgeon's lies");
-    tell(&format!("faults injected {0}, refused {0}, bytes lost 0", liar.refusals));
+    tell_faults(liar.refusals, Fate::Refused, "lies of a worker");
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn a_loss_that_is_no_number_does_not_get_into_the_journal() {
     run.cluster.kill("coordinator");
     run.cluster.start_one("coordinator");
     run.ends_as(&alone, "a loss that is no number");
-    tell(&format!("faults injected {0}, refused {0}, bytes lost 0", liar.refusals));
+    tell_faults(liar.refusals, Fate::Refused, "lies of a worker");
 }
 
 /// A liar that says a shard is swept of which nothing is in the store ruins the run; that is told, with the shard.
@@ -288,5 +288,5 @@ fn a_shard_that_is_said_to_be_swept_and_is_not_fails_the_run_by_name() {
     assert!(listed.contains("\"failed\"") && listed.contains("\"PEER_UNAVAILABLE\""), "{listed}");
     assert!(run.said().contains(&format!("factors of shard {shard} are not in the store")), "{}", run.said());
     assert!(!output.exists(), "a model of a ruined run");
-    tell("faults injected 1, told 1");
+    tell_faults(1, Fate::Told, "a shard that was called swept and never was");
 }

@@ -3,7 +3,7 @@
 use crate::caller::{Caller, refused};
 use e2e::cluster::Cluster;
 use e2e::dice::{Dice, seed};
-use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, SHARDED, tell_faults, undisturbed};
 use proto::v1;
 use service::Reason;
 use service::status::reason_of;
@@ -160,7 +160,9 @@ fn reports_and_questions_that_are_said_again_change_nothing() {
         assert!(reason.is_some_and(|reason| due.contains(&reason)), "seed {}: {refusal:?}", seed());
     }
     run.ends_as(&alone, "calls said again");
-    tell(&format!("calls said again {}, refused {refusals}, answered {answers}, seed {}", refusals + answers, seed()));
+    let calls =
+        format!("calls said again, late or out of order ({refusals} refused, {answers} answered, seed {})", seed());
+    tell_faults(refusals + answers, Fate::Survived, &calls);
 }
 
 #[test]
@@ -199,5 +201,5 @@ fn a_storm_of_pauses_and_resumes_changes_nothing() {
     let watched = run.cluster.client("watch").arg(id).arg("--quiet").output().unwrap();
     assert!(watched.status.success(), "seed {}: {}", seed(), String::from_utf8_lossy(&watched.stderr));
     assert_eq!(e2e::folder_digest(&output), alone, "seed {}", seed());
-    tell(&format!("faults injected {0}, survived {0}, bytes lost 0", CALLERS * CALLS));
+    tell_faults(CALLERS * CALLS, Fate::Survived, "pauses and resumes from all sides");
 }

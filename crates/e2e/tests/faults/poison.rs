@@ -1,7 +1,7 @@
 //! A model with one token whose embedding is not a number: whatever has that token has no loss.
 
 use e2e::cluster::Cluster;
-use e2e::disturbed::{Disturbed, tell};
+use e2e::disturbed::{Disturbed, Fate, tell_faults};
 use e2e::{binary, expect, folder_digest, glassllm, journal, root};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::path::{Path, PathBuf};
@@ -73,7 +73,8 @@ fn fails_with((word, bits): (&str, u16), held_out: &[&str], words: &[&str]) {
     let mut left: Vec<_> = std::fs::read_dir(temp.path()).unwrap().flatten().map(|e| e.file_name()).collect();
     left.sort();
     assert_eq!(left, ["cluster", "model"], "something half-written is left");
-    tell(&format!("faults injected 1, told 1: {}", run.said().lines().last().unwrap_or_default()));
+    let said = run.said();
+    tell_faults(1, Fate::Told, &format!("text whose loss is not finite ({})", said.lines().last().unwrap_or_default()));
 }
 
 #[test]
@@ -132,5 +133,9 @@ fn a_run_that_may_do_without_them_ends_in_the_same_bytes_on_any_workers_and_says
     let says = |record: &&PathBuf| std::fs::read_to_string(record).unwrap().contains("shard-quarantined");
     let quarantined = records.iter().filter(says).count();
     assert!(quarantined > 0, "nothing was left out");
-    tell(&format!("shards left out {quarantined}, coordinators killed {kills}"));
+    tell_faults(
+        quarantined as u64 + kills,
+        Fate::Survived,
+        "shards that are not finite, and SIGKILL of their coordinator",
+    );
 }

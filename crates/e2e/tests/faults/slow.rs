@@ -4,7 +4,7 @@ use crate::caller::Caller;
 use crate::cut::before;
 use e2e::cluster::Cluster;
 use e2e::dice::seed;
-use e2e::disturbed::{Disturbed, SHARDED, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, SHARDED, tell_faults, undisturbed};
 use e2e::proxy::Fault;
 use proto::v1;
 
@@ -43,7 +43,7 @@ fn watchers_that_read_nothing_do_not_hold_the_run_up() {
     run.ends_as(&alone, "watchers that read nothing");
     assert!(opened >= WATCHERS, "only {opened} watches were opened");
     assert!(deaf.faults() > 0, "nobody was deaf");
-    tell(&format!("faults injected {}, survived all, bytes lost 0", watches.len()));
+    tell_faults(watches.len() as u64, Fate::Survived, "watchers that read nothing");
 }
 
 #[test]
@@ -62,10 +62,6 @@ fn a_surgeon_on_a_slow_line_gets_its_factors_all_the_same() {
     cluster.wait_for_workers(2);
     let mut run = Disturbed::start(cluster, &folder, &output, &flags);
     run.ends_as(&alone, "a slow line");
-    tell(&format!(
-        "faults injected {}, survived all, bytes lost 0; {} bytes came slowly",
-        proxy.faults(),
-        proxy.bytes()
-    ));
+    tell_faults(proxy.faults(), Fate::Survived, &format!("connections of 256 kB/s ({} bytes came)", proxy.bytes()));
     assert!(proxy.faults() > 0 && proxy.bytes() > 1 << 20, "{proxy:?}");
 }

@@ -1,7 +1,7 @@
 //! Processes that stand still for longer than a lease, then go on as if nothing had been.
 
 use e2e::cluster::{Cluster, until};
-use e2e::disturbed::{Disturbed, tell, undisturbed};
+use e2e::disturbed::{Disturbed, Fate, tell_faults, undisturbed};
 use std::time::Duration;
 
 /// Longer than a lease (20 s) and than a silent connection is put up with (30 s).
@@ -62,7 +62,11 @@ fn a_worker_stalled_at_work_is_replaced(worker: &str) {
     let refused = refused.unwrap_or_else(|| panic!("{worker} is not refused: {}", run.cluster.said(worker)));
     run.ends_as(&alone, &format!("{worker} stood still for a lease"));
     let expired = run.cluster.said("coordinator").matches("lease expired").count();
-    tell(&format!("faults injected 1, survived 1, leases expired {expired}, bytes lost 0; {worker}: {refused}"));
+    tell_faults(
+        1,
+        Fate::Survived,
+        &format!("a worker at work stopped for longer than a lease (leases expired {expired}; {worker}: {refused})"),
+    );
 }
 
 #[test]
@@ -85,5 +89,9 @@ fn a_stalled_coordinator_goes_on_where_it_stood() {
     run.cluster.wake("coordinator");
     run.ends_as(&alone, "the coordinator stood still for longer than a lease");
     let expired = run.cluster.said("coordinator").matches("lease expired").count();
-    tell(&format!("faults injected 1, survived 1, leases expired {expired}, bytes lost 0"));
+    tell_faults(
+        1,
+        Fate::Survived,
+        &format!("the coordinator stopped for longer than a lease (leases expired {expired})"),
+    );
 }

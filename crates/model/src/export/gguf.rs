@@ -46,7 +46,12 @@ pub(super) fn fill(
     tensors.extend(tensors::rotary(config)?);
     let entries: Vec<Entry> = tensors.iter().map(|tensor| tensor.entry(gguf_type)).collect();
     staging.stream(FILE, |out| {
-        container::write(out, &keys, &entries, |at| numbers::encode(&tensors[at].make(folder)?, entries[at].encoding))
+        container::write(out, &keys, &entries, |at| {
+            if let Some(next) = tensors.get(at + 1) {
+                next.read_ahead();
+            }
+            numbers::encode(&tensors[at].make(folder)?, entries[at].encoding)
+        })
     })?;
     Ok(gguf_type)
 }

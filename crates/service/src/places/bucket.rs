@@ -28,11 +28,19 @@ const COPIES: usize = 4;
 /// Files by name.
 pub(super) type Files = BTreeMap<String, Entry>;
 
+/// Returns what lies below a folder. Objects without a byte are left out: consoles make such ones to show folders, and what is listed
+/// of them is no key under which they can be read.
+pub(super) async fn below(store: &Store, folder: &str) -> Result<Vec<Entry>, StoreError> {
+    let mut listed = store.list_entries(folder).await?;
+    listed.retain(|found| found.bytes > 0);
+    Ok(listed)
+}
+
 /// Returns the files that lie in a folder itself, by name; those below its folders, hidden ones and names that no model file has
 /// are left out.
 pub(super) async fn list_folder(store: &Store, folder: &str) -> Result<Files, StoreError> {
     let prefix = format!("{folder}/");
-    let listed = store.list_entries(folder).await?;
+    let listed = below(store, folder).await?;
     let own = listed.into_iter().filter_map(|found| {
         let name = found.key.strip_prefix(&prefix)?.to_owned();
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -56,13 +64,21 @@ fn is_weights(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, ending)| WEIGHTS.contains(&ending))
 }
 
-/// Copies the files of a model folder that are not weights.
-pub(super) async fn copy_small(store: &Store, (name, files): (&str, &Files), folder: &Path) -> Result<(), PlaceError> {
+/// Copies the files of a model folder that are not weights. `alive` is called whenever something came.
+pub(super) async fn copy_small(
+    store: &Store,
+    (name, files): (&str, &Files),
+    folder: &Path,
+    alive: &(dyn Fn() + Sync),
+) -> Result<(), PlaceError> {
     let scratch = |source| PlaceError::Scratch { path: folder.to_owned(), source };
     tokio::fs::create_dir_all(folder).await.map_err(scratch)?;
     let small = files.iter().filter(|(file, listed)| !is_weights(file) && listed.bytes <= SMALL);
     let copies = small.map(|(file, listed)| async move {
-        store.download(&listed.key, &folder.join(file)).await.map_err(|fault| fault.at(&format!("{name}/{file}")))
+        store
+            .download(&listed.key, &folder.join(file), alive)
+            .await
+            .map_err(|fault| fault.at(&format!("{name}/{file}")))
     });
     futures::stream::iter(copies).buffer_unordered(COPIES).try_collect::<Vec<()>>().await.map(drop)
 }

@@ -3,11 +3,11 @@
 //! A bucket knows no renaming. So the report goes first, which says whose output it is, and the config last, without which
 //! nobody takes the folder for a model: what was left half-copied is seen as such, and the same run may copy it again.
 
-use super::{PlaceError, at};
-use crate::store::Store;
+use super::{PlaceError, at, bucket};
+use crate::store::{Store, StoreError};
 use std::cmp::Ordering;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 use types::RunReport;
 
 /// The file without which a folder is no model.
@@ -28,16 +28,19 @@ pub struct BucketOutput {
     address: String,
     store: Store,
     name: String,
-    staging: PathBuf,
+    /// What the folder lies in, and goes with: of this attempt alone.
+    own: TempDir,
+    folder: PathBuf,
 }
 
 /// Returns an output in a bucket.
 pub(super) fn in_bucket(address: &str, store: Store, name: &str, scratch: &Path) -> Result<OutputPlace, PlaceError> {
-    let own = blake3::hash(address.as_bytes()).to_hex();
-    let folder = scratch.join("outputs").join(&own[..16]);
-    std::fs::create_dir_all(&folder).map_err(|source| PlaceError::Scratch { path: folder.clone(), source })?;
-    let (address, name, staging) = (address.to_owned(), name.to_owned(), folder.join(name));
-    Ok(OutputPlace::Bucket(BucketOutput { address, store, name, staging }))
+    let folder = scratch.join("outputs");
+    let made = std::fs::create_dir_all(&folder).and_then(|()| TempDir::new_in(&folder));
+    let own = made.map_err(|source| PlaceError::Scratch { path: folder.clone(), source })?;
+    let folder = own.path().join(name);
+    let (address, name) = (address.to_owned(), name.to_owned());
+    Ok(OutputPlace::Bucket(BucketOutput { address, store, name, own, folder }))
 }
 
 impl OutputPlace {
@@ -45,21 +48,7 @@ impl OutputPlace {
     pub fn folder(&self) -> &Path {
         match self {
             Self::Folder(path) => path,
-            Self::Bucket(output) => &output.staging,
-        }
-    }
-
-    /// Removes what an earlier attempt of this process left in the folder that is copied from.
-    ///
-    /// # Errors
-    /// [`PlaceError::Scratch`].
-    pub fn begin(&self) -> Result<(), PlaceError> {
-        let Self::Bucket(output) = self else { return Ok(()) };
-        match std::fs::remove_dir_all(&output.staging) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(PlaceError::Scratch { path: output.staging.clone(), source })
-            }
-            _ => Ok(()),
+            Self::Bucket(output) => &output.folder,
         }
     }
 
@@ -82,30 +71,48 @@ impl BucketOutput {
     }
 
     async fn listed(&self) -> Result<Vec<String>, PlaceError> {
-        let listed = self.store.list_entries(&self.name).await.map_err(|source| at(&self.address, source))?;
+        let listed = bucket::below(&self.store, &self.name).await.map_err(|source| at(&self.address, source))?;
         Ok(listed.into_iter().map(|found| found.key).collect())
     }
 
     async fn publish(self) -> Result<(), PlaceError> {
         let files = self.files().await?;
-        let listed = self.listed().await?;
-        if !listed.is_empty() && !self.is_ours().await? {
+        let mut is_ours = self.listed().await?.is_empty() && self.claim().await?;
+        is_ours = is_ours || self.is_ours().await?;
+        if !is_ours {
             return Err(PlaceError::Occupied { address: self.address });
         }
         for file in &files {
-            let (key, path) = (format!("{}/{file}", self.name), self.staging.join(file));
+            let (key, path) = (format!("{}/{file}", self.name), self.folder.join(file));
             self.store.upload(&key, &path).await.map_err(|fault| fault.at(&self.address))?;
         }
         tracing::info!(output = self.address, files = files.len(), "model copied into its bucket");
-        let removed = tokio::fs::remove_dir_all(&self.staging).await;
-        removed.map_err(|source| PlaceError::Scratch { path: self.staging, source })
+        let scratch = self.own.path().to_owned();
+        self.own.close().map_err(|source| PlaceError::Scratch { path: scratch, source })
+    }
+
+    /// Puts the report where nothing is; says whether nothing was. Of two runs that see nothing, one has the place.
+    async fn claim(&self) -> Result<bool, PlaceError> {
+        let (key, report) = (self.report(), self.own_report().await?);
+        match self.store.create(&key, report.into()).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::AlreadyExists { .. }) => Ok(false),
+            Err(source) => Err(at(&self.address, source)),
+        }
+    }
+
+    fn report(&self) -> String {
+        format!("{}/{}", self.name, RunReport::FILE)
+    }
+
+    async fn own_report(&self) -> Result<Vec<u8>, PlaceError> {
+        let path = self.folder.join(RunReport::FILE);
+        tokio::fs::read(&path).await.map_err(|source| PlaceError::Scratch { path, source })
     }
 
     /// Says whether what is there was begun by the run that writes this.
     async fn is_ours(&self) -> Result<bool, PlaceError> {
-        let path = self.staging.join(RunReport::FILE);
-        let ours = tokio::fs::read(&path).await.map_err(|source| PlaceError::Scratch { path, source })?;
-        let key = format!("{}/{}", self.name, RunReport::FILE);
+        let (key, ours) = (self.report(), self.own_report().await?);
         match self.store.entry(&key).await.map_err(|source| at(&self.address, source))? {
             Some(found) if found.bytes == ours.len() as u64 => {
                 let there = self.store.get(&key).await.map_err(|source| at(&self.address, source))?;
@@ -117,8 +124,8 @@ impl BucketOutput {
 
     /// Returns the names of the files, in the order in which they are copied.
     async fn files(&self) -> Result<Vec<String>, PlaceError> {
-        let scratch = |source| PlaceError::Scratch { path: self.staging.clone(), source };
-        let mut entries = tokio::fs::read_dir(&self.staging).await.map_err(scratch)?;
+        let scratch = |source| PlaceError::Scratch { path: self.folder.clone(), source };
+        let mut entries = tokio::fs::read_dir(&self.folder).await.map_err(scratch)?;
         let mut names = Vec::new();
         while let Some(entry) = entries.next_entry().await.map_err(scratch)? {
             names.push(entry.file_name().to_string_lossy().into_owned());

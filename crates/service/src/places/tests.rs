@@ -38,6 +38,7 @@ async fn a_model_s_small_files_are_copied_and_its_tensors_read_in_ranges() {
         ("tiny/model.safetensors", &weights),
         ("tiny/onnx/model.onnx", b"y"),
         ("tinyother/config.json", b"z"),
+        ("tiny/folder", b""),
     ])
     .await;
     let places = places(&bucket, &Store::memory());
@@ -110,7 +111,10 @@ async fn only_what_is_allowed_is_reached() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn text_is_copied_from_objects_folders_and_artifacts_and_changed_artifacts_are_refused() {
-    let bucket = filled(&[("a.txt", b"one"), ("many/x/b.jsonl", b"two"), ("many/c.txt", b"three")]).await;
+    // A console's mark of a folder is listed as an object without a byte.
+    let objects: [(&str, &[u8]); 5] =
+        [("a.txt", b"one"), ("many/x", b""), ("many/x/b.jsonl", b"two"), ("many/c.txt", b"three"), ("many/y", b"")];
+    let bucket = filled(&objects).await;
     let digest = blake3::hash(b"four").to_hex().to_string();
     let own = filled(&[(&format!("artifacts/{digest}"), b"four")]).await;
     let places = places(&bucket, &own);
@@ -142,7 +146,6 @@ async fn an_output_is_copied_whole_and_what_is_another_run_s_stays() {
     let weights = large();
     let write = |report: &str| {
         let place = compute(|| places.output(address)).unwrap();
-        place.begin().unwrap();
         std::fs::create_dir_all(place.folder()).unwrap();
         for (name, content) in
             [(RunReport::FILE, report.as_bytes()), ("config.json", b"{}"), ("w.safetensors", &weights)]
@@ -151,6 +154,7 @@ async fn an_output_is_copied_whole_and_what_is_another_run_s_stays() {
         }
         place
     };
+    bucket.put("small/x", Bytes::new()).await.unwrap(); // as a console's mark of a folder is listed
     assert!(!compute(|| places.is_occupied(address)).unwrap());
     // What a killed copy leaves is no model yet, and the same run goes on with it.
     bucket.put(&format!("small/{}", RunReport::FILE), Bytes::from_static(b"mine")).await.unwrap();
@@ -165,7 +169,16 @@ async fn an_output_is_copied_whole_and_what_is_another_run_s_stays() {
     let error = place.publish().await.unwrap_err();
     assert!(matches!(error, PlaceError::Occupied { .. }), "{error}");
     assert_eq!(bucket.get(&format!("small/{}", RunReport::FILE)).await.unwrap(), "mine");
-    assert!(staging.exists());
-    drop(places);
-    assert!(!staging.exists(), "copies go with the last who has them");
+    assert!(!staging.exists(), "a copy goes with its attempt");
+    let (one, other) = (write("mine"), write("mine"));
+    let (written, still) = (one.folder().to_owned(), other.folder().to_owned());
+    one.publish().await.unwrap();
+    assert!(!written.exists() && still.join("config.json").exists(), "attempts have nothing in common");
+
+    // Of two runs that see an empty place, one gets it.
+    bucket.delete_prefix("small").await.unwrap();
+    let (one, other) = tokio::join!(write("one").publish(), write("other").publish());
+    assert_eq!([one.is_ok(), other.is_ok()].iter().filter(|ok| **ok).count(), 1);
+    let whose = bucket.get(&format!("small/{}", RunReport::FILE)).await.unwrap();
+    assert_eq!(whose, if one.is_ok() { "one" } else { "other" });
 }

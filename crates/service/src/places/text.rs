@@ -1,7 +1,7 @@
 //! Text that lies elsewhere, copied to this host.
 
 use super::address::BucketAddress;
-use super::bucket::fingerprint;
+use super::bucket::{self, fingerprint};
 use super::{Inner, PlaceError, address, at, lock};
 use crate::keys;
 use crate::store::Entry;
@@ -15,23 +15,33 @@ const COPIES: usize = 4;
 /// Most files of one address.
 const MAX_FILES: usize = 100_000;
 
-/// Returns the path of a copy of an object, or of all objects of a folder.
-pub(super) fn from_bucket(inner: &Inner, address: &str, parts: &BucketAddress<'_>) -> Result<String, PlaceError> {
+/// Returns the path of a copy of an object, or of all objects of a folder. `alive` is called whenever something came.
+pub(super) fn from_bucket(
+    inner: &Inner,
+    address: &str,
+    parts: &BucketAddress<'_>,
+    alive: &(dyn Fn() + Sync),
+) -> Result<String, PlaceError> {
     let place = "name an object or a folder in the bucket, as s3://bucket/prefix/text.jsonl";
     let (parent, name) = parts.split().ok_or_else(|| address::bad(address, "text", place))?;
     if name.contains(['*', '?', '[']) {
         return Err(address::bad(address, "text", "patterns are for paths of a host; name an object or a folder"));
     }
     let _turn = lock(&inner.copying);
-    inner.wait(copied(inner, address, (parent, name)))
+    inner.wait(copied(inner, address, (parent, name), alive))
 }
 
-async fn copied(inner: &Inner, address: &str, (parent, name): (&str, &str)) -> Result<String, PlaceError> {
+async fn copied(
+    inner: &Inner,
+    address: &str,
+    (parent, name): (&str, &str),
+    alive: &(dyn Fn() + Sync),
+) -> Result<String, PlaceError> {
     let store = inner.open(parent).await.map_err(|source| at(address, source))?;
     let object = store.entry(name).await.map_err(|source| at(address, source))?;
     let files = match object {
         Some(listed) => vec![listed],
-        None => store.list_entries(name).await.map_err(|source| at(address, source))?,
+        None => bucket::below(&store, name).await.map_err(|source| at(address, source))?,
     };
     if files.is_empty() {
         return Err(PlaceError::Nothing { address: address.to_owned() });
@@ -47,7 +57,7 @@ async fn copied(inner: &Inner, address: &str, (parent, name): (&str, &str)) -> R
             if is_whole(&target, listed.bytes).await {
                 return Ok(());
             }
-            store.download(&listed.key, &target).await.map_err(|fault| fault.at(address))
+            store.download(&listed.key, &target, alive).await.map_err(|fault| fault.at(address))
         }
     });
     futures::stream::iter(copies).buffer_unordered(COPIES).try_collect::<Vec<()>>().await?;
@@ -64,14 +74,19 @@ async fn is_whole(path: &Path, bytes: u64) -> bool {
     tokio::fs::metadata(path).await.is_ok_and(|found| found.len() == bytes)
 }
 
-/// Returns the path of a copy of what a caller wrote into the store.
-pub(super) fn from_artifact(inner: &Inner, address: &str, artifact: &ArtifactAddress) -> Result<String, PlaceError> {
+/// Returns the path of a copy of what a caller wrote into the store. `alive` is called whenever something came.
+pub(super) fn from_artifact(
+    inner: &Inner,
+    address: &str,
+    artifact: &ArtifactAddress,
+    alive: &(dyn Fn() + Sync),
+) -> Result<String, PlaceError> {
     let ArtifactAddress { blake3: digest, ending } = artifact;
     let path = inner.scratch.path()?.join("artifacts").join(format!("{digest}{ending}"));
     let _turn = lock(&inner.copying);
     if !path.exists() {
         let partial = path.with_extension("part");
-        let downloaded = inner.wait(inner.store.download(&keys::artifact(digest), &partial));
+        let downloaded = inner.wait(inner.store.download(&keys::artifact(digest), &partial, alive));
         downloaded.map_err(|fault| fault.at(address))?;
         proved(address, digest, &partial)?;
         std::fs::rename(&partial, &path).map_err(|source| PlaceError::Scratch { path: path.clone(), source })?;

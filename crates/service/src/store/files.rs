@@ -29,7 +29,7 @@ pub enum TransferFault {
 
 impl Store {
     /// Copies an object to the file `path`, whose folders are made; the file gets its name when it is whole.
-    pub async fn download(&self, key: &str, path: &Path) -> Result<(), TransferFault> {
+    pub async fn download(&self, key: &str, path: &Path, alive: &(dyn Fn() + Sync)) -> Result<(), TransferFault> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = path.with_file_name(name);
@@ -42,6 +42,7 @@ impl Store {
         let mut out = tokio::fs::File::create(&partial).await.map_err(file)?;
         while let Some(bytes) = content.try_next().await.map_err(|e| failed(key, e))? {
             out.write_all(&bytes).await.map_err(file)?;
+            alive();
         }
         out.flush().await.map_err(file)?;
         drop(out);

@@ -57,6 +57,13 @@ impl Source<'_> {
         Entry { name: self.name.clone(), shape: self.shape.clone(), encoding }
     }
 
+    /// Has what it is made of read while something else is done.
+    pub(super) fn read_ahead(&self) {
+        if let From::Base { recipe, .. } = &self.from {
+            recipe.read_ahead();
+        }
+    }
+
     /// Returns its numbers.
     pub(super) fn make(&self, folder: &ModelFolder) -> Result<Tensor, ModelError> {
         match &self.from {

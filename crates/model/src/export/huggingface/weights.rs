@@ -23,6 +23,9 @@ pub(super) fn write(
         .map(|(base, name)| (base, TensorSpec { name, shape: recipe(&base.name).shape(&base.shape), kind: base.kind }))
         .unzip();
     let tensor = |at: usize| -> Result<Tensor, ModelError> {
+        if let Some(next) = bases.get(at + 1) {
+            recipe(&next.name).read_ahead();
+        }
         let TensorSpec { name, kind, .. } = bases[at];
         recipe(name).make(*kind, || folder.tensor(name, *kind, Device::Cpu))
     };
