@@ -16,8 +16,9 @@ trap 'rm -f "$LLM_SURGEON_FAULTS"' EXIT
 suites=()
 for name in artifacts disk_full faults kill processes s3; do suites+=(--test "$name"); done
 failed=0
-# One after the other: each takes every core, and some wait for times to run out.
-"${CARGO:-cargo}" test --release -p e2e "${suites[@]}" --no-fail-fast -- --test-threads=1 "$@" || failed=$?
+# One after the other: each takes every core, and some wait for times to run out. Of the workspace, so that what `make build-tests` has
+# built is taken and nothing else is.
+"${CARGO:-cargo}" test --release --workspace "${suites[@]}" --no-fail-fast -- --test-threads=1 "$@" || failed=$?
 
 sum() { # sum FATE: how many faults ended so
   awk -F '\t' -v fate="$1" '$2 == fate { n += $1 } END { print n + 0 }' "$LLM_SURGEON_FAULTS"

@@ -72,7 +72,7 @@ main() {
     [ -f "fuzz/fuzz_targets/$target.rs" ] || die "there is no target '$target'" "targets: ${targets[*]}"
   done
   [ $# -eq 0 ] || targets=("$@")
-  say "building ${#targets[@]} targets (the first time everything under them, too: half an hour on two cores)"
+  say "building ${#targets[@]} targets (the first time everything under them, too: twenty minutes on two cores)"
   for target in "${targets[@]}"; do
     cargo fuzz build "$target" || die "target $target could not be built"
   done

@@ -139,13 +139,14 @@ impl Uploads {
         } else if header.offset > 0 {
             return Ok(answer(&announced, 0, false));
         }
-        self.take(announced, &mut parts).await
+        self.take(announced, header.offset > 0, &mut parts).await
     }
 
-    /// Takes chunks until there are no more, or all are here.
+    /// Takes chunks until there are no more, or all are here. `goes_on`: with an upload that was begun.
     async fn take(
         &self,
         announced: Announced,
+        mut goes_on: bool,
         parts: &mut (impl Stream<Item = Result<v1::WriteArtifactRequest, Status>> + Unpin + Send),
     ) -> Result<v1::WriteArtifactResponse, Status> {
         loop {
@@ -160,8 +161,8 @@ impl Uploads {
                     return Ok(answer(&announced, received, false));
                 }
             };
-            if chunk.offset > 0 && self.unfinished.find(&announced).is_none() {
-                // What was gone on with is not there any more: another caller was quicker, or it was deleted or forgotten.
+            if goes_on && self.unfinished.find(&announced).is_none() {
+                // It is not there any more: another caller was quicker, or it was deleted or forgotten.
                 let whole = self.is_there(&announced).await?;
                 return Ok(answer(&announced, if whole { announced.bytes } else { 0 }, whole));
             }
@@ -174,6 +175,7 @@ impl Uploads {
             if upload.append(chunk).await.map_err(|fault| fault_status(&fault))? {
                 return self.finish(announced, upload).await;
             }
+            goes_on = true;
         }
     }
 
