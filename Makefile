@@ -67,10 +67,11 @@ build-tests: setup
 	@$(CARGO) build --release --workspace --bins --tests
 
 .PHONY: test-models
-test-models: ## Make glassllm-en, the tests' small trained model, moto, a server like S3, and rotel, a collector, in the cache
+test-models: ## Put what tests need into the cache: glassllm-en, a small trained model; moto, a server like S3; rotel, a collector; libfaketime
 	@scripts/demo_model.sh glassllm-en
 	@scripts/moto.sh
 	@scripts/rotel.sh
+	@scripts/faketime.sh
 
 .PHONY: check-output
 check-output: build-tests test-models ## Prune glassllm and check the folders with transformers' AutoConfig, without torch

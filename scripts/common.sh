@@ -88,3 +88,26 @@ fetch_wheel() {
     check_file "$cache/wheels/$file" "$list" "$file"
   fi
 }
+
+# debian_packages FOLDER PATTERN PACKAGE...: unpacks into FOLDER what apt would install for these packages as far as its name begins with
+# PATTERN. Needs no root and leaves the system's packages alone; fails where apt has nothing.
+debian_packages() {
+  local folder="$1" pattern="$2" archives="$1/archives" options=(-o Dir::State::status=/dev/null -o APT::Sandbox::User=) list
+  shift 2
+  mkdir -p "$archives"
+  if ! apt-cache show "$@" >/dev/null 2>&1; then
+    # apt knows no packages yet: lists of our own, for the same sources.
+    mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial"
+    options+=(-o Dir::State="$folder/apt" -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt/cache")
+    apt-get "${options[@]}" --quiet --quiet update || return 1
+  fi
+  # As if nothing were installed, so that all that belongs to them comes, and nothing else.
+  list="$(apt-get "${options[@]}" --simulate --no-install-recommends install "$@" \
+    | awk -v pattern="^($pattern)" '$1 == "Inst" && $2 ~ pattern { print $2 }')" || return 1
+  # shellcheck disable=SC2086 # one word a package
+  (cd "$archives" && apt-get "${options[@]}" --quiet --quiet download $list) || return 1
+  for archive in "$archives"/*.deb; do
+    dpkg-deb --extract "$archive" "$folder" || return 1
+  done
+  rm -rf "$archives" "$folder/apt" "$folder"/usr/share/{doc,man,lintian}
+}

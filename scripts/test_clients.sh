@@ -77,29 +77,11 @@ prepare_node() {
   command[node]="node $work/tree/clients/node/smoke.js"
 }
 
-# Go, its gRPC and the generators, as Debian packages that are unpacked into the cache: needs no root and leaves the
-# system's packages alone. gRPC for Go cannot be had from PyPI, npm or crates.io.
+# Go, its gRPC and the generators, as Debian packages: gRPC for Go cannot be had from PyPI, npm or crates.io. The protobuf library in
+# the versions that the generators write for; apt would choose an older one.
 go_packages() {
-  local folder="$1" archives="$1/archives" options=(-o Dir::State::status=/dev/null -o APT::Sandbox::User=) list
-  # The versions of the protobuf library that the generators write for; apt would choose an older one.
-  local roots=(golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev
-    protoc-gen-go protoc-gen-go-grpc)
-  mkdir -p "$archives"
-  if ! apt-cache show "${roots[@]}" >/dev/null 2>&1; then
-    # apt knows no packages yet: lists of our own, for the same sources.
-    mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial"
-    options+=(-o Dir::State="$folder/apt" -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt/cache")
-    apt-get "${options[@]}" --quiet --quiet update || return 1
-  fi
-  # As if nothing were installed, so that all of Go's packages come, and nothing that is not Go's.
-  list="$(apt-get "${options[@]}" --simulate --no-install-recommends install "${roots[@]}" \
-    | awk '/^Inst (golang|protoc-gen)/ { print $2 }')" || return 1
-  # shellcheck disable=SC2086 # one word a package
-  (cd "$archives" && apt-get "${options[@]}" --quiet --quiet download $list) || return 1
-  for archive in "$archives"/*.deb; do
-    dpkg-deb --extract "$archive" "$folder" || return 1
-  done
-  rm -rf "$archives" "$folder/apt" "$folder"/usr/share/{doc,man,lintian}
+  debian_packages "$1" 'golang|protoc-gen' golang-go golang-google-grpc-dev golang-google-protobuf-dev \
+    golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc
 }
 
 prepare_go() {

@@ -30,7 +30,7 @@ pub fn root() -> PathBuf {
 }
 
 /// Returns the folder of what the scripts have made.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     let home = || std::env::var("HOME").map(|home| format!("{home}/.cache"));
     let base = || std::env::var("XDG_CACHE_HOME").or_else(|_| home()).map(|base| format!("{base}/llm-surgeon"));
     PathBuf::from(std::env::var("LLM_SURGEON_CACHE").or_else(|_| base()).unwrap_or_default())

@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 /// Where each jump lies, from the present.
 const JUMPS: [&str; 4] = ["+1d", "-1d", "+400d", "+0"];
 
-/// Returns the library that lies about the time (Debian: libfaketime), if it is there.
+/// Returns the library that lies about the time (Debian: libfaketime), if it is there: `make test-models` puts it into the cache.
 fn library() -> Option<PathBuf> {
-    let places = ["/usr/lib", "/usr/local/lib"].map(Path::new);
+    let places = [e2e::cache().join("faketime/usr/lib"), "/usr/lib".into(), "/usr/local/lib".into()];
     let nested = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
-    let folders = places.iter().map(|place| place.to_path_buf()).chain(nested.map(|entry| entry.path()));
+    let folders = places.iter().cloned().chain(nested.map(|entry| entry.path()));
     folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|file| file.is_file())
 }
 
 #[test]
 fn a_clock_that_jumps_by_days_changes_nothing() {
     let Some(library) = library() else {
-        tell("skipped: libfaketime is not installed (apt-get install libfaketime)");
+        tell("skipped: libfaketime is not there (make test-models, or apt-get install libfaketime)");
         return;
     };
     let temp = tempfile::tempdir().unwrap();
