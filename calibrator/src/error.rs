@@ -200,7 +200,7 @@ fn of_model(error: &ModelError) -> (Option<FailureClass>, Reason) {
     }
     match error {
         E::Remote { source, .. } => {
-            let (class, reason) = failure_of_read(source.kind());
+            let (class, reason) = failure_of_read(source);
             (Some(class), reason)
         }
         E::Io { .. }

@@ -200,7 +200,8 @@ impl Handler {
         }
         let layers = checkpoint::manifest(&self.store, manifest.as_deref()).await?.layers;
         if streaming {
-            return Ok(Changed::InStore(layers, Arc::new(StoredObjects::new(self.store.clone()))));
+            let stored = Arc::new(StoredObjects::new(self.store.clone(), self.compute.beat()));
+            return Ok(Changed::InStore(layers, stored));
         }
         Ok(Changed::Here(checkpoint::layers(&self.store, layers).await?))
     }

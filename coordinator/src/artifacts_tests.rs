@@ -243,13 +243,20 @@ async fn two_writers_of_one_artifact_help_each_other() {
 async fn whoever_goes_on_with_what_has_ended_is_told_how_and_begins_nothing() {
     for deleted in [false, true] {
         let (store, file) = (Store::memory(), file(2000));
-        let uploads = Arc::new(uploads(&store));
+        // With room for one.
+        let limits = UploadLimits { unfinished_bytes: 2000, ..UploadLimits::default() };
+        let uploads = Arc::new(Uploads::new(store.clone(), limits));
         let (sender, receiver) = mpsc::channel(8);
         let slow = Arc::clone(&uploads);
         let slow = tokio::spawn(async move { slow.write(ReceiverStream::new(receiver)).await });
         let send = async |part| sender.send(Ok(v1::WriteArtifactRequest { part: Some(part) })).await.unwrap();
         send(header(&file, 0)).await;
         send(chunk(&file, 0..500)).await;
+        // One that has not sent a chunk yet.
+        let (late, receiver) = mpsc::channel(8);
+        let later = Arc::clone(&uploads);
+        let later = tokio::spawn(async move { later.write(ReceiverStream::new(receiver)).await });
+        late.send(Ok(v1::WriteArtifactRequest { part: Some(header(&file, 0)) })).await.unwrap();
         while received(&uploads, &file).await == 0 {
             tokio::task::yield_now().await;
         }
@@ -262,7 +269,14 @@ async fn whoever_goes_on_with_what_has_ended_is_told_how_and_begins_nothing() {
         send(chunk(&file, 500..1000)).await;
         let answer = slow.await.unwrap().unwrap();
         assert_eq!((answer.received, answer.complete), if deleted { (0, false) } else { (2000, true) });
+        if !deleted {
+            late.send(Ok(v1::WriteArtifactRequest { part: Some(chunk(&file, 0..500)) })).await.unwrap();
+            assert!(later.await.unwrap().unwrap().complete);
+        }
         assert_eq!(store.list(keys::UPLOADS).await.unwrap(), [""; 0], "no part of a new upload");
+        let other = file.slice(..1999);
+        let begun = write(&uploads, vec![header(&other, 0), chunk(&other, 0..500)]).await;
+        assert_eq!(begun.unwrap().received, 500, "nothing takes room any more");
     }
 }
 

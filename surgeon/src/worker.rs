@@ -125,7 +125,7 @@ impl Handler {
         let peak = PeakMeter::start();
         let checkpoint = checkpoint::manifest(&self.blocks.store, manifest.as_deref()).await?;
         // All of them together may be more than there is memory: each is read when it is computed with, and when it is written.
-        let stored = Arc::new(StoredObjects::new(self.blocks.store.clone()));
+        let stored = Arc::new(StoredObjects::new(self.blocks.store.clone(), self.blocks.compute.beat()));
         let pattern = full_pattern(&spec, &output);
         let address = output.clone();
         let (written, place) = self

@@ -7,10 +7,10 @@ use proto::InvalidMessage;
 use proto::convert::Fields;
 use proto::v1;
 use proto::v1::read_artifact_response::Part;
-use service::Store;
 use service::status::Reason;
 use service::store::Entry;
 use service::transfer::{self, Chunk};
+use service::{Store, keys};
 use std::ops::Range;
 use std::pin::Pin;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -67,8 +67,10 @@ type Sender = mpsc::Sender<Result<v1::ReadArtifactResponse, Status>>;
 async fn send(store: &Store, entry: Entry, range: Range<u64>, sender: &Sender) -> Result<(), Status> {
     let mut goes_on = offer(sender, Part::Artifact(tell(entry.clone()))).await?;
     let mut at = range.start;
+    // Of the object that was announced: a manifest may be written anew meanwhile. What is named by its digest stays what it is.
+    let version = entry.version.filter(|_| keys::digest(&entry.key).is_none());
+    let entry = Entry { version, ..entry };
     while at < range.end && goes_on {
-        // Of the object that was announced: a manifest may be written anew meanwhile.
         let piece = store.get_range_of(&entry, at..range.end.min(at + PIECE_BYTES)).await.map_err(|e| refusal(&e))?;
         if piece.is_empty() {
             return Err(Reason::ObjectNotFound.status(format!("'{}' became shorter while it was read", entry.key)));

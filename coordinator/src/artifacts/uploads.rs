@@ -161,10 +161,14 @@ impl Uploads {
                     return Ok(answer(&announced, received, false));
                 }
             };
-            if goes_on && self.unfinished.find(&announced).is_none() {
-                // It is not there any more: another caller was quicker, or it was deleted or forgotten.
-                let whole = self.is_there(&announced).await?;
-                return Ok(answer(&announced, if whole { announced.bytes } else { 0 }, whole));
+            if self.unfinished.find(&announced).is_none() {
+                // Another caller may have been quicker; what was gone on with may have been deleted or forgotten.
+                if self.is_there(&announced).await? {
+                    return Ok(answer(&announced, announced.bytes, true));
+                }
+                if goes_on {
+                    return Ok(answer(&announced, 0, false));
+                }
             }
             let mut upload = self.begun(&announced).await?.lock_owned().await;
             match upload.standing() {

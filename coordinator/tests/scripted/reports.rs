@@ -60,7 +60,7 @@ async fn paths_are_stored_once_and_only_their_own_task_may_name_them() {
     let bytes = site.store.get(&stored.key).await.unwrap();
     assert_eq!(bytes, serde_json::to_vec(&paths).unwrap(), "as the surgeon would have written it");
     assert_eq!((stored.bytes, stored.blake3.as_str()), (bytes.len() as u64, blake3::hash(&bytes).to_hex().as_str()));
-    let due = format!("/shots/0001/scores/0000/{:04}/{}", block_of(task), stored.blake3);
+    let due = format!("/shots/0001/scores/0000/{:04}-{}", block_of(task), stored.blake3);
     assert!(stored.key.ends_with(&due), "{}", stored.key);
 
     assert_eq!(hand.report_as("one", task, &paths).await.unwrap(), stored, "the first answer, again");

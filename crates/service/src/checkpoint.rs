@@ -3,6 +3,7 @@
 //! Both kinds of worker read it; what the bytes mean as tensors they know themselves.
 
 use crate::ahead::Ahead;
+use crate::compute::Beat;
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
 use std::io;
@@ -67,16 +68,18 @@ const AHEAD: usize = 8;
 pub struct StoredObjects {
     store: Store,
     runtime: Handle,
+    /// Touched whenever one came.
+    beat: Beat,
     ahead: Ahead<ObjectRef, Result<Bytes, CheckpointError>>,
 }
 
 impl StoredObjects {
-    /// Returns the objects of a store.
+    /// Returns the objects of a store; reading one counts as a sign of life of the thread that computes.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn new(store: Store) -> Self {
-        Self { store, runtime: Handle::current(), ahead: Ahead::new(AHEAD) }
+    pub fn new(store: Store, beat: Beat) -> Self {
+        Self { store, runtime: Handle::current(), beat, ahead: Ahead::new(AHEAD) }
     }
 }
 
@@ -87,6 +90,7 @@ impl RemoteObjects for StoredObjects {
             Some(Ok(bytes)) => Ok(bytes),
             _ => self.runtime.block_on(object(&self.store, wanted)),
         };
+        self.beat.touch();
         read.map(Vec::from).map_err(|error| match &error {
             CheckpointError::Damaged { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
             CheckpointError::Store(_) => io::Error::other(error),

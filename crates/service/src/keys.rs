@@ -7,8 +7,8 @@
 //! runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
 //!                                                            their sum over the first so many shards of a pass
 //! runs/{run}/shots/{shot}/weighers/{pass}/{block}            what weighs tokens in that pass of a power iteration
-//! runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}    the removal paths of a block's layers, or histograms of costs
-//! runs/{run}/shots/{shot}/refined/{round}/{block}/{blake3}   histograms of the costs near the threshold
+//! runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}    the removal paths of a block's layers, or histograms of costs
+//! runs/{run}/shots/{shot}/refined/{round}/{block}-{blake3}   histograms of the costs near the threshold
 //! runs/{run}/shots/{shot}/running/{block}                    a block's factor sums over this shot and, fading, earlier ones
 //! runs/{run}/shots/{shot}/weights/{blake3}                   new weights of one layer
 //! runs/{run}/shots/{shot}/removal_order.jsonl                units in the order of their cost, if paths are kept
@@ -46,7 +46,7 @@ pub fn is_result(key: &str) -> bool {
         [manifest] => ["checkpoint", "corrected"].iter().any(|name| is_manifest(manifest, name)),
         ["rounds" | "running", number] => is_number(number),
         ["weights", blake3] => is_digest(blake3),
-        ["scores", round, block, blake3] => is_number(round) && is_number(block) && is_digest(blake3),
+        ["scores", round, name] => is_number(round) && is_of_block(name),
         ["factors", "merged", pass, block, shards] => [pass, block, shards].into_iter().all(is_number),
         _ => false,
     };
@@ -56,9 +56,17 @@ pub fn is_result(key: &str) -> bool {
 /// Returns the digest that a key ends with, if what lies there is named by its digest.
 pub fn digest(key: &str) -> Option<&str> {
     let (folder, name) = key.rsplit_once('/')?;
-    let of_shot = |kind: &str| ["weights", "scores", "refined"].contains(&kind);
-    let by_digest = folder == ARTIFACTS || folder.split('/').nth(4).is_some_and(of_shot);
+    let (name, by_digest) = match folder.split('/').nth(4) {
+        Some("scores" | "refined") => (name.rsplit_once('-')?.1, true),
+        kind => (name, folder == ARTIFACTS || kind == Some("weights")),
+    };
     (by_digest && is_digest(name)).then_some(name)
+}
+
+/// Says whether a name is a block's, with the digest of what is said of it; before there were runs without it.
+fn is_of_block(name: &str) -> bool {
+    let (block, blake3) = name.split_once('-').map_or((name, None), |(block, blake3)| (block, Some(blake3)));
+    is_number(block) && blake3.is_none_or(is_digest)
 }
 
 fn is_manifest(name: &str, kind: &str) -> bool {
@@ -128,12 +136,12 @@ pub fn weighers(run: &RunId, number: u32, pass: u32, block: u32) -> String {
 /// Returns the key of one block's removal paths, or of its histograms of costs. The digest is part of the key: what a late attempt
 /// found out never takes the place of what the journal names.
 pub fn scores(run: &RunId, number: u32, round: u32, block: u32, blake3: &str) -> String {
-    format!("{}/scores/{round:04}/{block:04}/{blake3}", shot(run, number))
+    format!("{}/scores/{round:04}/{block:04}-{blake3}", shot(run, number))
 }
 
 /// Returns the key of one block's histograms of the costs near the threshold, see [`scores`].
 pub fn refined(run: &RunId, number: u32, round: u32, block: u32, blake3: &str) -> String {
-    format!("{}/refined/{round:04}/{block:04}/{blake3}", shot(run, number))
+    format!("{}/refined/{round:04}/{block:04}-{blake3}", shot(run, number))
 }
 
 /// Returns the folder of a shot's running factors.
@@ -197,6 +205,7 @@ mod tests {
             weights(&run, 1, &blake3),
             removal_order(&run, 1),
             scores(&run, 1, 0, 7, &blake3),
+            "runs/r-1/shots/0001/scores/0000/0007".to_owned(),
             merged(&run, 1, 0, 7, 2),
             running(&run, 1, 7),
         ];
@@ -211,6 +220,7 @@ mod tests {
             weighers(&run, 1, 1, 7),
             refined(&run, 1, 0, 7, &blake3),
             artifact(&blake3),
+            "runs/r-1/shots/0001/scores/0000/0007-x".to_owned(),
             format!("{}/x", checkpoint(&run, 1, 0)),
             checkpoint(&run, 1, 0) + "#1",
             "runs/r-1/shots/0001/weights/..".to_owned(),
@@ -224,6 +234,7 @@ mod tests {
         assert_eq!(digest(&weights(&run, 1, &blake3)), Some(blake3.as_str()));
         assert_eq!(digest(&artifact(&blake3)), Some(blake3.as_str()));
         assert_eq!(digest(&scores(&run, 1, 0, 7, &blake3)), Some(blake3.as_str()));
+        assert_eq!(digest("runs/r-1/shots/0001/scores/0000/0007"), None);
         assert_eq!(digest(&checkpoint(&run, 1, 0)), None);
     }
 }

@@ -20,6 +20,7 @@ mod text;
 
 pub use output::OutputPlace;
 
+use crate::checkpoint::CheckpointError;
 use crate::compute::Beat;
 use crate::status::Reason;
 use crate::store::{Store, StoreError, TransferFault};
@@ -124,11 +125,17 @@ impl PlaceError {
 
 /// Returns what becomes of a task that needs bytes from elsewhere, a part of a tensor file or a changed layer, when they cannot
 /// be read.
-pub fn failure_of_read(kind: io::ErrorKind) -> (FailureClass, Reason) {
-    match kind {
-        io::ErrorKind::NotFound => (FailureClass::InvalidInput, Reason::ModelInvalid),
-        io::ErrorKind::InvalidData => (FailureClass::Numerical, Reason::DigestMismatch), // another file by now
-        _ => (FailureClass::Store, Reason::StoreUnavailable),
+pub fn failure_of_read(error: &io::Error) -> (FailureClass, Reason) {
+    let inner = error.get_ref();
+    let of_checkpoint = || match inner?.downcast_ref()? {
+        CheckpointError::Store(error) => Some(error),
+        CheckpointError::Damaged { .. } => None,
+    };
+    match (error.kind(), inner.and_then(|inner| inner.downcast_ref::<StoreError>()).or_else(of_checkpoint)) {
+        (io::ErrorKind::NotFound, _) => (FailureClass::InvalidInput, Reason::ModelInvalid),
+        (io::ErrorKind::InvalidData, _) => (FailureClass::Numerical, Reason::DigestMismatch), // another file by now
+        (_, Some(error)) => (error.class(), error.reason()),
+        (_, None) => (FailureClass::Store, Reason::StoreUnavailable),
     }
 }
 

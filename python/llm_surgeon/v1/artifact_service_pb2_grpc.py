@@ -39,7 +39,7 @@ class ArtifactServiceStub:
     runs/{run}/shots/{shot}/rounds/{round}        the same after a round that is not the shot's last
     runs/{run}/shots/{shot}/weights/{blake3}      new weights of one layer; safetensors
     runs/{run}/shots/{shot}/removal_order.jsonl   units in the order of their cost, if paths are kept
-    runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}
+    runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}
     removal paths of a block's layers, or histograms of costs; JSON
     runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
     factors of a block, summed over the first so many shards; safetensors
@@ -91,7 +91,7 @@ class ArtifactServiceServicer:
     runs/{run}/shots/{shot}/rounds/{round}        the same after a round that is not the shot's last
     runs/{run}/shots/{shot}/weights/{blake3}      new weights of one layer; safetensors
     runs/{run}/shots/{shot}/removal_order.jsonl   units in the order of their cost, if paths are kept
-    runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}
+    runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}
     removal paths of a block's layers, or histograms of costs; JSON
     runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
     factors of a block, summed over the first so many shards; safetensors
@@ -181,7 +181,7 @@ class ArtifactService:
     runs/{run}/shots/{shot}/rounds/{round}        the same after a round that is not the shot's last
     runs/{run}/shots/{shot}/weights/{blake3}      new weights of one layer; safetensors
     runs/{run}/shots/{shot}/removal_order.jsonl   units in the order of their cost, if paths are kept
-    runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}
+    runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}
     removal paths of a block's layers, or histograms of costs; JSON
     runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
     factors of a block, summed over the first so many shards; safetensors

@@ -40,7 +40,7 @@ class ArtifactServiceStub:
       runs/{run}/shots/{shot}/rounds/{round}        the same after a round that is not the shot's last
       runs/{run}/shots/{shot}/weights/{blake3}      new weights of one layer; safetensors
       runs/{run}/shots/{shot}/removal_order.jsonl   units in the order of their cost, if paths are kept
-      runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}
+      runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}
                                                     removal paths of a block's layers, or histograms of costs; JSON
       runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
                                                     factors of a block, summed over the first so many shards; safetensors
@@ -87,7 +87,7 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
       runs/{run}/shots/{shot}/rounds/{round}        the same after a round that is not the shot's last
       runs/{run}/shots/{shot}/weights/{blake3}      new weights of one layer; safetensors
       runs/{run}/shots/{shot}/removal_order.jsonl   units in the order of their cost, if paths are kept
-      runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}
+      runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}
                                                     removal paths of a block's layers, or histograms of costs; JSON
       runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
                                                     factors of a block, summed over the first so many shards; safetensors
@@ -130,7 +130,7 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
       runs/{run}/shots/{shot}/rounds/{round}        the same after a round that is not the shot's last
       runs/{run}/shots/{shot}/weights/{blake3}      new weights of one layer; safetensors
       runs/{run}/shots/{shot}/removal_order.jsonl   units in the order of their cost, if paths are kept
-      runs/{run}/shots/{shot}/scores/{round}/{block}/{blake3}
+      runs/{run}/shots/{shot}/scores/{round}/{block}-{blake3}
                                                     removal paths of a block's layers, or histograms of costs; JSON
       runs/{run}/shots/{shot}/factors/merged/{pass}/{block}/{shards}
                                                     factors of a block, summed over the first so many shards; safetensors

@@ -182,3 +182,18 @@ async fn an_output_is_copied_whole_and_what_is_another_run_s_stays() {
     let whose = bucket.get(&format!("small/{}", RunReport::FILE)).await.unwrap();
     assert_eq!(whose, if one.is_ok() { "one" } else { "other" });
 }
+
+#[test]
+fn a_read_that_fails_is_told_as_what_the_store_said() {
+    let gone = || StoreError::NotFound { key: "k".to_owned() };
+    let told = |error| failure_of_read(&error);
+    let lost = (FailureClass::Store, Reason::ObjectNotFound);
+    assert_eq!(told(io::Error::other(gone())), lost);
+    assert_eq!(told(io::Error::other(CheckpointError::Store(gone()))), lost);
+    let of_model = told(io::Error::new(io::ErrorKind::NotFound, gone()));
+    assert_eq!(of_model, (FailureClass::InvalidInput, Reason::ModelInvalid));
+    let damaged = CheckpointError::Damaged { key: "k".to_owned(), problem: "p".to_owned() };
+    let damaged = told(io::Error::new(io::ErrorKind::InvalidData, damaged));
+    assert_eq!(damaged, (FailureClass::Numerical, Reason::DigestMismatch));
+    assert_eq!(told(io::Error::other("x")), (FailureClass::Store, Reason::StoreUnavailable));
+}
