@@ -32,6 +32,9 @@ const IDLE: Duration = Duration::from_mins(1);
 const PATHS: Fields = Fields("ReportPathsRequest");
 const HISTOGRAMS: Fields = Fields("ReportCostHistogramRequest");
 
+/// Returns where a block's report of a shot and round lies, by its digest.
+type KeyOf = fn(&types::RunId, u32, u32, u32, &str) -> String;
+
 /// Who reports under which lease.
 #[derive(Debug)]
 struct Reporter {
@@ -101,8 +104,9 @@ impl Coordinator {
             generation: request.generation,
         };
         let Asked { task, run, block } = self.asked(reporter.held())?;
-        let (due, work) = match task.work.filter(|_| run.spec().structure.is_masked()).filter(result::reports) {
-            Some(Work::Score(work)) => (scores::items(&block, run.spec()), Work::Score(work)),
+        let work = task.work.filter(|_| run.spec().structure.is_masked()).filter(result::reports);
+        let (due, key_of, (round, number)): (_, KeyOf, _) = match work {
+            Some(Work::Score(work)) => (scores::items(&block, run.spec()), keys::scores, (work.round, work.block)),
             Some(Work::Refine(work)) => {
                 let first = run.history(|h| h.shots.get(&task.shot)?.scored.get(&work.block).map(|b| b.scores.clone()));
                 let first = first.ok_or_else(|| Reason::Internal.status("a block is refined that was not scored"))?;
@@ -112,7 +116,7 @@ impl Coordinator {
                     other => other.status(),
                 })?;
                 let digit = work.digit as u16; // ours: it was one when the task was made
-                (scores::items_with(&first, digit), Work::Refine(work))
+                (scores::items_with(&first, digit), keys::refined, (work.round, work.block))
             }
             _ => return Err(invalid_message(&HISTOGRAMS.bad("task_id", "it is no task that gives histograms"))),
         };
@@ -120,11 +124,7 @@ impl Coordinator {
             .list("histograms", request.histograms, MAX_LAYERS)
             .and_then(|histograms| scores::check_histograms(&due, &histograms).map(|()| histograms))
             .map_err(|e| self.fault(&reporter, &e))?;
-        let key = |blake3: &str| match &work {
-            Work::Refine(work) => keys::refined(run.id(), task.shot, work.round, work.block, blake3),
-            Work::Score(work) => keys::scores(run.id(), task.shot, work.round, work.block, blake3),
-            _ => unreachable!("no other came this far"),
-        };
+        let key = |blake3: &str| key_of(run.id(), task.shot, round, number, blake3);
         self.store_report(&run, &reporter, json(&histograms)?, key).await
     }
 

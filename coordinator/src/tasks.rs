@@ -336,17 +336,12 @@ impl Board {
 
     /// Returns a task that `held` names rightly and whose result has not come.
     pub fn leased(&mut self, held: Held<'_>) -> Result<&v1::Task, LeaseError> {
-        let entry = self.held(held)?;
-        match entry.state {
-            State::Leased { .. } => Ok(&entry.task),
-            _ => Err(LeaseError::Committed { task: held.task_id.to_owned() }),
-        }
+        self.working_on(held).map(|entry| &entry.task)
     }
 
     /// Returns what is held while a report on a leased task is stored.
     pub fn storing(&mut self, held: Held<'_>) -> Result<Arc<Mutex<()>>, LeaseError> {
-        self.leased(held)?;
-        Ok(self.held(held)?.storing.clone())
+        Ok(self.working_on(held)?.storing.clone())
     }
 
     /// Returns what this attempt has reported.
@@ -356,8 +351,7 @@ impl Board {
 
     /// Notes what an attempt has reported.
     pub fn report(&mut self, held: Held<'_>, request_id: String, object: ObjectRef) -> Result<(), LeaseError> {
-        self.leased(held)?;
-        self.held(held)?.reported = Some(Reported { generation: held.generation, request_id, object });
+        self.working_on(held)?.reported = Some(Reported { generation: held.generation, request_id, object });
         Ok(())
     }
 
@@ -403,8 +397,7 @@ impl Board {
         jitter: f64,
         now: Instant,
     ) -> Result<Decision, LeaseError> {
-        self.leased(held)?; // what is being committed stays as it is
-        let entry = self.held(held)?;
+        let entry = self.working_on(held)?;
         let setback = Setback::Failed(failure.class);
         entry.history.record(setback, held.worker);
         let decision = retry::decide(&Policy::default(), &entry.history, setback, live_workers, jitter);
@@ -418,8 +411,7 @@ impl Board {
 
     /// Takes a task back that its worker did not finish (drain). Counts as no failure.
     pub fn release(&mut self, held: Held<'_>, now: Instant) -> Result<(), LeaseError> {
-        self.leased(held)?;
-        let entry = self.held(held)?;
+        let entry = self.working_on(held)?;
         entry.state = State::Free { not_before: now };
         Ok(())
     }
@@ -501,6 +493,15 @@ impl Board {
     /// Returns the task, if it exists.
     pub fn task(&self, task_id: &str) -> Option<&v1::Task> {
         self.entries.get(task_id).map(|e| &e.task)
+    }
+
+    /// Returns a task whose result has not come: one that is being committed stays as it is.
+    fn working_on(&mut self, held: Held<'_>) -> Result<&mut Entry, LeaseError> {
+        let entry = self.held(held)?;
+        match entry.state {
+            State::Leased { .. } => Ok(entry),
+            _ => Err(LeaseError::Committed { task: held.task_id.to_owned() }),
+        }
     }
 
     fn held(&mut self, held: Held<'_>) -> Result<&mut Entry, LeaseError> {

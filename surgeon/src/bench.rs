@@ -16,9 +16,8 @@ use crate::error::Error;
 use bytes::Bytes;
 use curvature::{BlockFactors, HalfStep, Side};
 use curved::Curved;
-use model::{LayerOverlay, ModelFolder, tensor_file};
+use model::{LayerOverlay, ModelFolder, Overlay, tensor_file};
 use pruning::{LayerProblem, Updated};
-use service::checkpoint::LayerBytes;
 use service::{OutputPlace, Places};
 use site::Site;
 use std::collections::BTreeMap;
@@ -255,10 +254,7 @@ impl Bench {
     }
 
     fn overlays(&self, job: &BlockJob) -> Result<BTreeMap<LayerId, LayerOverlay>, Error> {
-        let decode = |(state, bytes): &LayerBytes| {
-            Ok((state.layer.clone(), LayerOverlay::decode(state, bytes.as_deref(), self.device)?))
-        };
-        job.changed.iter().map(decode).collect()
+        Ok(Overlay::decode(job.changed.iter().cloned(), self.device)?.layers)
     }
 
     /// Returns a layer's weights and curvature.

@@ -1,7 +1,8 @@
 //! The bench on the golden models, with factors of random inputs and gradients.
 
 use super::*;
-use model::{Decoder, Overlay};
+use model::Decoder;
+use service::checkpoint::LayerBytes;
 use std::path::Path;
 use types::{Shape, Target, UnitKind};
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::pruned::{uneven, with_tokenizer};
+use common::pruned::{keep, uneven, with_tokenizer};
 use common::{ALL, Copy, golden};
 use model::export::{self, Breadth, WriteOptions};
 use model::{Decoder, LayerOverlay, ModelError, ModelFolder, Overlay, tensor_file, units};
@@ -14,9 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor};
-use types::{
-    AttentionUnit, Format, LayerState, ModelPlace, ObjectRef, RemoteFiles, RemoteObjects, Structure, UnitKind,
-};
+use types::{Format, LayerState, ModelPlace, ObjectRef, RemoteFiles, RemoteObjects, UnitKind};
 
 /// Tensor files in memory, and what was read of them.
 #[derive(Debug, Default)]
@@ -138,23 +136,13 @@ impl RemoteObjects for Objects {
 #[test]
 fn changed_layers_that_stay_in_the_store_give_the_same_bits_block_by_block() {
     let folder = ModelFolder::open(&golden("llama-gqa")).unwrap();
-    let described = units::describe(&folder, Structure::Coupled, AttentionUnit::KvGroup).unwrap();
-    let (mut states, mut objects, mut layers) = (Vec::new(), Objects::default(), BTreeMap::new());
-    for group in described.groups().filter(|group| group.kind == UnitKind::FfnChannel) {
-        let kept: Vec<u32> = (0..group.units).step_by(2).collect();
-        let weight = folder.tensor(&format!("{}.weight", group.layer), Kind::Float, Device::Cpu).unwrap();
-        let kept_columns = Tensor::from_slice(&kept.iter().map(|k| i64::from(*k)).collect::<Vec<_>>());
-        let weight = weight.index_select(1, &kept_columns) * 1.5;
-        let bytes = tensor_file::encode(&[("weight".to_owned(), weight)], &BTreeMap::new()).unwrap();
-        let key = format!("weights/{}", group.layer);
-        let weights = Some(ObjectRef { key: key.clone(), blake3: String::new(), bytes: bytes.len() as u64 });
-        let (layer, kind) = (group.layer.clone(), group.kind);
-        let state = LayerState { layer: layer.clone(), kind, kept, kept_rows: vec![], zeros: 0, weights };
-        layers.insert(layer, LayerOverlay::decode(&state, Some(&bytes), Device::Cpu).unwrap());
-        objects.0.insert(key, bytes);
-        states.push(state);
+    let mut overlay = Overlay::default();
+    for block in 0..folder.layers().len() {
+        let kept: Vec<u32> = (0..folder.config().ffn as u32).step_by(2).collect();
+        keep(&mut overlay, &folder, block, UnitKind::FfnChannel, &kept);
     }
-    let here = Decoder::load(&folder, &Overlay { layers, later: None }, Kind::Float, Device::Cpu).unwrap();
+    let here = Decoder::load(&folder, &overlay, Kind::Float, Device::Cpu).unwrap();
+    let (states, objects) = stored(&overlay);
     let objects = Arc::new(objects);
     let later = Overlay::later(states.clone(), objects.clone());
     let folder = ModelFolder::open(&golden("llama-gqa")).unwrap();

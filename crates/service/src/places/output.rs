@@ -67,19 +67,14 @@ impl OutputPlace {
 impl BucketOutput {
     /// Says whether anything is there.
     pub(super) async fn is_occupied(&self) -> Result<bool, PlaceError> {
-        Ok(!self.listed().await?.is_empty())
-    }
-
-    async fn listed(&self) -> Result<Vec<String>, PlaceError> {
-        let listed = bucket::below(&self.store, &self.name).await.map_err(|source| at(&self.address, source))?;
-        Ok(listed.into_iter().map(|found| found.key).collect())
+        let there = bucket::below(&self.store, &self.name).await.map_err(|source| at(&self.address, source))?;
+        Ok(!there.is_empty())
     }
 
     async fn publish(self) -> Result<(), PlaceError> {
         let files = self.files().await?;
-        let mut is_ours = self.listed().await?.is_empty() && self.claim().await?;
-        is_ours = is_ours || self.is_ours().await?;
-        if !is_ours {
+        let claimed = !self.is_occupied().await? && self.claim().await?;
+        if !claimed && !self.is_ours().await? {
             return Err(PlaceError::Occupied { address: self.address });
         }
         for file in &files {

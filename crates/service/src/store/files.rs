@@ -28,7 +28,8 @@ pub enum TransferFault {
 }
 
 impl Store {
-    /// Copies an object to the file `path`, whose folders are made; the file gets its name when it is whole.
+    /// Copies an object to the file `path`, whose folders are made; the file gets its name when it is whole. `alive` is
+    /// called whenever something came.
     pub async fn download(&self, key: &str, path: &Path, alive: &(dyn Fn() + Sync)) -> Result<(), TransferFault> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
